@@ -1,0 +1,48 @@
+"""Bring your own loss, in NumPy, and minimise it over the Spark data that you already have."""
+
+from importlib.metadata import version
+
+from sparkdist import datasets, errors, objectives
+from sparkdist.model import Model
+from sparkdist.objectives import (
+    Hinge,
+    Huber,
+    Logistic,
+    Objective,
+    Poisson,
+    Softmax,
+    Squared,
+    SquaredHinge,
+)
+from sparkdist.penalties import L1, L2, ElasticNet
+from sparkdist.result import History, Result
+from sparkdist.spark.dataset import Dataset
+from sparkdist.spark.minimize import minimize
+from sparkdist.spark.scoring import SparkModel
+
+__version__ = version("sparkdist")
+load = SparkModel.load
+
+__all__ = [
+    "L1",
+    "L2",
+    "Dataset",
+    "ElasticNet",
+    "Hinge",
+    "History",
+    "Huber",
+    "Logistic",
+    "Model",
+    "Objective",
+    "Poisson",
+    "Result",
+    "Softmax",
+    "SparkModel",
+    "Squared",
+    "SquaredHinge",
+    "datasets",
+    "errors",
+    "load",
+    "minimize",
+    "objectives",
+]

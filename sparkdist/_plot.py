@@ -1,0 +1,51 @@
+"""The picture of a run."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from sparkdist.blocks import Array
+
+if TYPE_CHECKING:
+    from sparkdist.result import History
+
+__all__ = ["plot_history"]
+
+_INK, _FAINT, _LINE = "#1f2933", "#9aa5b1", "#2563a8"
+
+
+def plot_history(history: History, title: str) -> Figure:
+    """Draw the objective, and how far it is above the run's best, against seconds and passes.
+
+    The distance is on a logarithmic axis: it shows the rate of convergence, which the objective
+    itself hides as soon as it looks flat.  The best point, whose distance is 0, is left out.
+    """
+    figure = Figure(figsize=(9, 5.4), dpi=120, layout="constrained")
+    axes = figure.subplots(2, 2, sharex="col", sharey="row")
+    fun = np.asarray(history.fun)
+    gap = fun - fun.min()
+    across = ((history.seconds, "seconds"), (history.passes, "passes over the data"))
+    for column, (values, label) in enumerate(across):
+        at = np.asarray(values, dtype=float)
+        _draw(axes[0, column], at, fun)
+        _draw(axes[1, column], at[gap > 0], gap[gap > 0])
+        axes[1, column].set_xlabel(label, color=_INK)
+        axes[1, column].set_xlim(0, at.max() * 1.02 or 1.0)
+    if (gap > 0).any():
+        axes[1, 0].set_yscale("log")
+    axes[0, 0].set_ylabel("objective", color=_INK)
+    axes[1, 0].set_ylabel("objective − best", color=_INK)
+    figure.suptitle(title, color=_INK, fontsize=11, x=0.01, ha="left")
+    return figure
+
+
+def _draw(axes: Axes, x: Array, y: Array) -> None:
+    axes.plot(x, y, color=_LINE, lw=1.6, marker="o", ms=2.5, mew=0)
+    axes.grid(color=_FAINT, alpha=0.3, lw=0.6)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color(_FAINT)
+    axes.tick_params(colors=_INK, length=0)

@@ -1,0 +1,47 @@
+"""Block, the rows that one BLAS call works on, and Partial, the sums that it leaves."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.sparse import csr_array
+
+__all__ = ["Array", "Block", "Matrix", "Partial"]
+
+Array: TypeAlias = NDArray[np.floating[Any]]
+Matrix: TypeAlias = "Array | csr_array"
+
+
+class Block(NamedTuple):
+    """Some rows of the data: X of shape (n, d), dense or CSR; y and weight of shape (n,)."""
+
+    X: Matrix
+    y: Array
+    weight: Array
+
+
+@dataclass(frozen=True, slots=True)
+class Partial:
+    """Sums over some rows, never means: ``Partial + Partial`` is the only merge.
+
+    Because the one division by ``weight`` happens after the last merge, how the rows
+    are partitioned changes nothing but rounding.
+    """
+
+    loss: float
+    grad: Array
+    weight: float
+
+    def __add__(self, other: Partial) -> Partial:
+        return Partial(self.loss + other.loss, self.grad + other.grad, self.weight + other.weight)
+
+    @classmethod
+    def nothing(cls) -> Partial:
+        """The sums over no rows.  Its gradient is a scalar zero, which adds to any shape.
+
+        A vector of zeros would be shipped with every task: Spark pull request 15963.
+        """
+        return cls(0.0, np.zeros(()), 0.0)

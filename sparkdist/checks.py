@@ -1,0 +1,90 @@
+"""What can be wrong with a call before anything runs."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from collections.abc import Mapping
+from numbers import Real
+from typing import Any
+
+from sparkdist import registry, solvers
+from sparkdist.objectives import Objective
+from sparkdist.penalties import L1, L2, ElasticNet
+
+__all__ = ["find_problems"]
+
+logger = logging.getLogger(__name__)
+
+#: Parameters of solvers that have a parameter of their own at the front door.
+_NOT_OPTIONS = ("fun", "w0", "tol", "max_iter", "callback", "l1", "bounds", "hessp")
+
+
+def find_problems(
+    loss: Objective,
+    method: str,
+    penalty: Any,
+    bounds: Any,
+    options: Mapping[str, Any],
+    *,
+    tol: float,
+    max_iter: int,
+) -> list[str]:
+    """Find what is wrong with a call whatever the data: a sentence for each problem.
+
+    What a solver can do is read off its signature: bounds, if it has a parameter ``bounds``.
+    """
+    problems = []
+    if not (isinstance(tol, Real) and tol >= 0):
+        problems.append(f"tol is {tol!r}; it must be 0 or more")
+    if not (isinstance(max_iter, Real) and max_iter >= 0):
+        problems.append(f"max_iter is {max_iter!r}; it must be 0 or more")
+    if penalty is not None and not isinstance(penalty, L1 | L2 | ElasticNet):
+        problems.append(f"penalty is {penalty!r}; it must be L2(...), L1(...) or ElasticNet(...)")
+        penalty = None
+    if method not in registry.names(solvers):
+        known = ", ".join(registry.names(solvers))
+        return [*problems, f"there is no method {method!r}; there are {known}"]
+    _warn_of_kinks(loss)
+    has_l1 = penalty is not None and penalty.l1 > 0
+    problems += _unsupported(loss, method, has_l1, bounds is not None)
+    return problems + _unknown_options(method, options)
+
+
+def _unsupported(loss: Objective, method: str, has_l1: bool, has_bounds: bool) -> list[str]:
+    """Find what the solver cannot do, and say which one can."""
+    wanted, problems = _parameters(method), []
+    if has_l1 and "l1" not in wanted:
+        problems.append(f"{method} cannot use an L1 penalty; use {_solvers_with('l1')}")
+    if has_bounds and "bounds" not in wanted:
+        problems.append(f"{method} cannot use bounds; use {_solvers_with('bounds')}")
+    if "hessp" in wanted and not loss.twice:
+        name = type(loss).__name__
+        problems.append(f"{method} needs Hessian-vector products, and {name} has none; use lbfgs")
+    return problems
+
+
+def _unknown_options(method: str, options: Mapping[str, Any]) -> list[str]:
+    allowed = [name for name in _parameters(method) if name not in _NOT_OPTIONS]
+    return [
+        f"{method} has no option {name!r}; it has {', '.join(allowed) or 'none'}"
+        for name in options
+        if name not in allowed
+    ]
+
+
+def _warn_of_kinks(loss: Objective) -> None:
+    if not loss.differentiable:
+        logger.warning(
+            "%s has no gradient at its kink: a solver may stop short of the minimum, with success"
+            " False; squared_hinge is the smooth one",
+            type(loss).__name__,
+        )
+
+
+def _parameters(method: str) -> list[str]:
+    return list(inspect.signature(registry.get(solvers, method)).parameters)
+
+
+def _solvers_with(keyword: str) -> str:
+    return " or ".join(name for name in registry.names(solvers) if keyword in _parameters(name))

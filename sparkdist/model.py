@@ -1,0 +1,201 @@
+"""Model: fitted parameters that predict, and the folder that holds them, readable without Spark."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import ArrayLike
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
+from scipy.sparse import csr_array, issparse
+
+from sparkdist import objectives, registry
+from sparkdist.blocks import Array
+from sparkdist.errors import InvalidCall, ModelFileError
+from sparkdist.layout import Layout
+from sparkdist.layout import Model as Parameters
+from sparkdist.objectives import Objective, UserLoss
+
+__all__ = ["Model"]
+
+M = TypeVar("M", bound="Model")
+_FORMAT = 1
+_ONE_ARRAY = "parameters"  # safetensors has no nameless tensors
+#: What reading a damaged file can raise.
+_DAMAGE = (OSError, SafetensorError, KeyError, TypeError, ValueError, RecursionError)
+
+
+@dataclass(frozen=True)
+class Model:
+    """Parameters of an objective, and what is needed to use them.
+
+    A saved model is a folder with ``model.safetensors`` (the parameters) and ``model.json``
+    (everything else): no code, no pickle, nothing of Spark.
+    """
+
+    objective: Objective
+    parameters: Parameters
+    n_features: int
+    #: The two labels of the training data in its own convention, {0, 1} or {-1, +1}.
+    labels: tuple[float, float] = (0.0, 1.0)
+    #: Names of the feature column or columns that it was trained on.
+    features: str | list[str] = "features"
+    #: Numbers worth keeping with it.
+    metrics: dict[str, Any] = field(default_factory=dict)
+
+    def scores(self, X: ArrayLike) -> Array:
+        """Linear scores of the rows of X (n, d), dense or sparse: (n,), or (n, n_classes).
+
+        Raises
+        ------
+        InvalidCall
+            If X does not have ``n_features`` columns, or the loss is the user's own, of which
+            only its author knows how it predicts.
+        """
+        self.require_known_loss()
+        X = csr_array(X) if issparse(X) else np.asarray(X, dtype=np.float64)
+        if X.ndim != 2 or X.shape[1] != self.n_features:
+            problem = f"X must have shape (n, {self.n_features}); it has {X.shape}"
+            raise InvalidCall("predict", [problem])
+        return self.objective.scores(Layout.of(self.parameters).flatten(self.parameters), X)
+
+    def require_known_loss(self) -> None:
+        """Raise InvalidCall where the loss is the user's own function."""
+        if isinstance(self.objective, UserLoss):
+            problem = "its loss is your own function; use its `parameters` as your loss means them"
+            raise InvalidCall("this model cannot predict", [problem])
+
+    def predict(self, X: ArrayLike) -> Array:
+        """Predictions for the rows of X, shape (n,): labels as in the training data, or means."""
+        return self.from_scores(self.scores(X))
+
+    def predict_proba(self, X: ArrayLike) -> Array:
+        """Probabilities: (n,) of the positive class, or (n, n_classes).
+
+        Raises
+        ------
+        InvalidCall
+            If the objective has none, as hinge.
+        """
+        if not self.gives_probabilities:
+            problem = f"{type(self.objective).__name__} gives no probabilities"
+            raise InvalidCall("predict_proba", [problem])
+        return self.objective.probability(self.scores(X))
+
+    @property
+    def gives_probabilities(self) -> bool:
+        """Whether the objective is a likelihood of classes."""
+        return type(self.objective).probability is not Objective.probability
+
+    def from_scores(self, scores: Array) -> Array:
+        """Predictions for scores, in the labels of the training data."""
+        predicted = self.objective.predict(scores)
+        if self.objective.classifies and scores.ndim == 1:
+            return np.where(predicted > 0, self.labels[1], self.labels[0])
+        return predicted
+
+    def save(self, folder: str | Path) -> Path:
+        """Write the folder, and return it; files of an earlier model are replaced.
+
+        Raises
+        ------
+        InvalidCall
+            If the loss is the user's own function: code is not saved.
+        """
+        if isinstance(self.objective, UserLoss):
+            problem = "its loss is your own function, and code is not saved; save `result.x`"
+            raise InvalidCall("save", [problem])
+        # Not ascontiguousarray, which makes a vector of an intercept that is one number.
+        arrays = {k: np.asarray(v, order="C") for k, v in _named(self.parameters).items()}
+        tensors = save(arrays)
+        # Numbers of NumPy, as in Softmax(y.max() + 1), become Python's.
+        text = json.dumps(self._description(tensors), indent=2, default=np.generic.item)
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "model.safetensors").write_bytes(tensors)
+        (folder / "model.json").write_text(text + "\n")
+        return folder
+
+    def _description(self, tensors: bytes) -> dict[str, Any]:
+        return {
+            "format": _FORMAT,
+            "objective": {
+                "name": type(self.objective).__module__.rpartition(".")[2],
+                "arguments": vars(self.objective),
+            },
+            "parameters": {
+                name: list(array.shape) for name, array in _named(self.parameters).items()
+            },
+            "sha256": hashlib.sha256(tensors).hexdigest(),
+            "n_features": self.n_features,
+            "features": self.features,
+            "labels": list(self.labels),
+            "metrics": self.metrics,
+            "versions": {
+                "python": platform.python_version(),
+                **{name: version(name) for name in ("sparkdist", "numpy", "scipy", "pyspark")},
+            },
+        }
+
+    @classmethod
+    def load(cls: type[M], folder: str | Path) -> M:
+        """Read a folder that :meth:`save` wrote.
+
+        Raises
+        ------
+        ModelFileError
+            If a file is missing, is not what it should be, or does not fit the other.
+        """
+        folder = Path(folder)
+        try:
+            description = json.loads((folder / "model.json").read_text())
+            tensors = (folder / "model.safetensors").read_bytes()
+            return cls._from(description, tensors)
+        except _DAMAGE as error:
+            raise ModelFileError(f"{folder} is not a model folder of sparkdist: {error}") from error
+
+    @classmethod
+    def _from(cls: type[M], description: Mapping[str, Any], tensors: bytes) -> M:
+        if description["format"] != _FORMAT:
+            raise ValueError(f"format {description['format']}; this version reads {_FORMAT}")
+        if description["sha256"] != hashlib.sha256(tensors).hexdigest():
+            raise ValueError("model.safetensors is not the file that model.json was written with")
+        arrays = load(tensors)
+        shapes = {name: list(array.shape) for name, array in arrays.items()}
+        if shapes != description["parameters"]:
+            raise ValueError(
+                f"model.json speaks of {description['parameters']}, the tensors are {shapes}"
+            )
+        kind = registry.get(objectives, description["objective"]["name"])
+        objective = kind(**description["objective"]["arguments"])
+        low, high = description["labels"]
+        return cls(
+            objective,
+            _in_order(arrays, objective.shape(description["n_features"])),
+            description["n_features"],
+            (low, high),
+            description["features"],
+            description["metrics"],
+        )
+
+
+def _named(parameters: Parameters) -> dict[str, Array]:
+    return parameters if isinstance(parameters, dict) else {_ONE_ARRAY: parameters}
+
+
+def _in_order(arrays: dict[str, Array], shape: tuple[int, ...]) -> Parameters:
+    """Return weights, of this shape, before the intercept: safetensors sorts by name."""
+    shapes = {name: array.shape for name, array in arrays.items()}
+    if shapes == {_ONE_ARRAY: shape}:
+        return arrays[_ONE_ARRAY]
+    if shapes != {"weights": shape, "intercept": shape[1:]}:
+        raise ValueError(f"weights of shape {shape} are needed, the tensors are {shapes}")
+    return {name: arrays[name] for name in ("weights", "intercept")}

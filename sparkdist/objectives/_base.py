@@ -1,0 +1,110 @@
+"""What engines, solvers and saved models ask of a loss."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import ClassVar
+
+import numpy as np
+
+from sparkdist.blocks import Array, Block, Matrix, Partial
+
+__all__ = ["MarginLoss", "Objective"]
+
+
+class Objective(ABC):
+    """A loss summed over rows, as a function of one flat parameter vector w.
+
+    Conventions
+    -----------
+    ``w`` has ``size(d)`` elements, or ``size(d) + n_intercepts`` with the intercepts last:
+    its length says whether there are any.  Everything that is returned is a sum over the
+    block's rows, each row times its weight; nothing is divided and nothing is penalised here.
+    Inputs are never written to.  Two objectives of one class with equal parameters are equal.
+    """
+
+    #: The gradient exists everywhere.  Hinge says False.
+    differentiable: ClassVar[bool] = True
+    #: ``hessp`` is there, and says something about the loss.
+    twice: ClassVar[bool] = True
+    #: Predictions are class labels, so that a share of wrong ones makes sense.
+    classifies: ClassVar[bool] = False
+
+    @property
+    def n_intercepts(self) -> int:
+        """How many intercepts a model with an intercept has."""
+        return 1
+
+    def size(self, n_features: int) -> int:
+        """Length of w without intercepts."""
+        return n_features
+
+    def shape(self, n_features: int) -> tuple[int, ...]:
+        """Shape in which users see the weights."""
+        return (n_features,)
+
+    @abstractmethod
+    def value_and_grad(self, w: Array, block: Block) -> Partial:
+        """Sum loss and gradient over the block's rows."""
+
+    def hessp(self, w: Array, v: Array, block: Block) -> Array:
+        """Sum of the rows' Hessians at w, times v; the shape of w."""
+        raise NotImplementedError(f"{type(self).__name__} has no hessp")
+
+    def scores(self, w: Array, X: Matrix) -> Array:
+        """Linear scores of the rows: (n,), or (n, n_classes)."""
+        raise NotImplementedError(f"{type(self).__name__} has no scores")
+
+    def predict(self, scores: Array) -> Array:
+        """Map scores to predictions, shape (n,)."""
+        return scores
+
+    def probability(self, scores: Array) -> Array:
+        """Map scores to probabilities: (n,) of the positive class, or (n, n_classes)."""
+        raise NotImplementedError(f"{type(self).__name__} has no probability")
+
+    def bad_labels(self, labels: Array) -> Array:
+        """Those of the distinct ``labels`` of a data set that are outside the loss's domain."""
+        return labels[~np.isfinite(labels)]
+
+    def label_rule(self) -> str:
+        """Say the domain of the labels in words, for messages."""
+        return "finite numbers"
+
+
+class MarginLoss(Objective):
+    """A loss of one margin a row, m = x @ w + intercept, given by its derivatives in m."""
+
+    @abstractmethod
+    def loss_and_slope(self, m: Array, y: Array) -> tuple[Array, Array]:
+        """Loss and its derivative in m, element by element; all of shape (n,)."""
+
+    @abstractmethod
+    def curvature(self, m: Array, y: Array) -> Array:
+        """Second derivative of the loss in m, element by element; shape (n,)."""
+
+    def value_and_grad(self, w: Array, block: Block) -> Partial:
+        """Sum loss and gradient over the block's rows: two products with X."""
+        X, y, weight = block
+        loss, slope = self.loss_and_slope(self.scores(w, X), y)
+        grad = _gather(X, weight * slope, w.size)
+        return Partial(float(weight @ loss), grad, float(weight.sum()))
+
+    def hessp(self, w: Array, v: Array, block: Block) -> Array:
+        """X' (weight * curvature * (X v)): the sum of the rows' Hessians at w, times v."""
+        X, y, weight = block
+        curvature = self.curvature(self.scores(w, X), y)
+        return _gather(X, weight * curvature * self.scores(v, X), w.size)
+
+    def scores(self, w: Array, X: Matrix) -> Array:
+        """Return the margins x @ w + intercept, shape (n,)."""
+        d = X.shape[1]
+        m = X @ w[:d]
+        return m + w[d] if w.size > d else m
+
+
+def _gather(X: Matrix, r: Array, size: int) -> Array:
+    """X' r, with the sum of r behind it when w has an intercept."""
+    # A CSR matrix transposes into CSC over the same arrays: 13 microseconds, no copy.
+    grad = X.T @ r
+    return np.append(grad, r.sum()) if size > X.shape[1] else grad

@@ -1,0 +1,143 @@
+"""The user's own loss: a plain NumPy function, checked and wrapped."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from inspect import Parameter, signature
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from sparkdist.blocks import Array, Block, Partial
+from sparkdist.errors import InvalidCall
+from sparkdist.layout import Layout
+from sparkdist.objectives._base import Objective
+
+__all__ = ["UserLoss"]
+
+LossFunction: TypeAlias = Callable[..., Any]
+
+
+@dataclass(frozen=True)
+class UserLoss(Objective):
+    """Any loss, as a function ``f(w, X, y) -> (loss_sum, grad_sum)`` of some rows.
+
+    ``w`` arrives as the model that ``layout`` describes, an array or a dict of named arrays,
+    and ``grad_sum`` has the same structure.  Both results are sums over the rows, not means.
+    ``w`` is read-only; ``X`` has shape (n, d), dense or CSR, and ``y`` has shape (n,).
+
+    A function with a fourth parameter, ``f(w, X, y, weight)``, gets the weights of the rows,
+    shape (n,), and has to multiply them in; ``takes_weight`` says which of the two it is.  A
+    fourth parameter with a default counts only if it is called weight, weights or
+    sample_weight.  Without it every row weighs 1.
+
+    Source: the contract is that of SciPy's ``minimize(..., jac=True)``, for sums over rows.
+
+    Raises
+    ------
+    InvalidCall
+        If the function cannot be called like this; from ``value_and_grad``, if what it
+        returns is not a pair of a number and a gradient with the model's names and shapes.
+    """
+
+    function: LossFunction
+    layout: Layout
+    takes_weight: bool = field(init=False)
+
+    twice = False
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "takes_weight", _takes_weight(self.function))
+
+    @property
+    def n_intercepts(self) -> int:
+        """None that sparkdist knows of: an intercept is part of the user's model."""
+        return 0
+
+    def size(self, n_features: int) -> int:
+        """Number of parameters of the model."""
+        return self.layout.size
+
+    def shape(self, n_features: int) -> tuple[int, ...]:
+        """Shape of the model; of the flat vector, if the model is a dict."""
+        return (self.layout.size,) if self.layout.names else self.layout.shapes[0][1]
+
+    def value_and_grad(self, w: Array, block: Block) -> Partial:
+        """Call the function on the block's rows, and check what it returns."""
+        flat = w.view()
+        flat.flags.writeable = False  # the next block must find w as it was
+        data = block if self.takes_weight else block[:2]
+        result = self.function(self.layout.unflatten(flat), *data)
+        if problems := _problems(result, self.layout):
+            raise InvalidCall(_name(self.function), problems)
+        loss, grad = result
+        weight = block.weight.sum() if self.takes_weight else block.y.size
+        return Partial(float(loss), self.layout.flatten(grad), float(weight))
+
+
+def _takes_weight(function: LossFunction) -> bool:
+    """Read off the signature whether the function wants the rows' weights."""
+    try:
+        wanted = signature(function)
+        positional = (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD)
+        fourth = [p for p in wanted.parameters.values() if p.kind in positional][3:4]
+        takes_weight = any(
+            p.default is Parameter.empty or p.name in ("weight", "weights", "sample_weight")
+            for p in fourth
+        )
+        wanted.bind(*"wXys"[: 4 if takes_weight else 3])
+    except (TypeError, ValueError) as error:
+        rule = "the loss must be a function f(w, X, y) or f(w, X, y, weight)"
+        raise InvalidCall("UserLoss", [f"{rule}; {_name(function)}: {error}"]) from error
+    return takes_weight
+
+
+def _problems(result: object, layout: Layout) -> list[str]:
+    """Say everything that is wrong with what the user's function returned."""
+    if not isinstance(result, tuple | list) or len(result) != 2:
+        return [f"it must return a pair (loss_sum, grad_sum); it returned {_describe(result)}"]
+    loss, grad = result
+    problems = []
+    if _real_shape(loss) != ():
+        rule = "the loss must be one real number, the sum over the rows"
+        problems.append(f"{rule}; it is {_describe(loss)}")
+    if not layout.names:
+        return problems + _shape_problems("the gradient", grad, layout.shapes[0][1])
+    if not isinstance(grad, Mapping) or set(grad) != set(layout.names):
+        rule = f"the gradient must be a dict with the model's names, {list(layout.names)}"
+        return [*problems, f"{rule}; it is {_describe(grad)}"]
+    for name, shape in layout.shapes:
+        problems += _shape_problems(f"the gradient of {name!r}", grad[name], shape)
+    return problems
+
+
+def _shape_problems(what: str, array: object, shape: tuple[int, ...]) -> list[str]:
+    if _real_shape(array) == shape:
+        return []
+    rule = f"{what} must be real numbers of the model's shape {shape}"
+    return [f"{rule}; it is {_describe(array)}"]
+
+
+def _real_shape(value: Any) -> tuple[int, ...] | None:
+    """Shape of a number or an array of real numbers; None for anything else."""
+    try:
+        array = np.asarray(value)
+    except ValueError:  # lists of unequal length
+        return None
+    return array.shape if array.dtype.kind in "fiub" else None
+
+
+def _describe(value: object) -> str:
+    """Say in a few words what somebody returned."""
+    if isinstance(value, np.ndarray):
+        return f"an array of {value.dtype} of shape {value.shape}"
+    if isinstance(value, Mapping):
+        return f"a {type(value).__name__} with the names {list(value)}"
+    if isinstance(value, tuple | list):
+        return f"a {type(value).__name__} of length {len(value)}"
+    return f"{value!r} ({type(value).__name__})"
+
+
+def _name(function: LossFunction) -> str:
+    return getattr(function, "__name__", repr(function))

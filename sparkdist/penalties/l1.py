@@ -1,0 +1,33 @@
+"""Lasso penalty."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sparkdist.penalties._base import Penalty, check_strengths
+
+__all__ = ["L1"]
+
+
+@dataclass(frozen=True)
+class L1(Penalty):
+    """Sum of absolute values: strength ||w||_1.  It sets coordinates to exactly 0.
+
+    Source: Tibshirani, Regression Shrinkage and Selection via the Lasso, Journal of the Royal
+    Statistical Society B 58 (1996).
+    """
+
+    strength: float = 1e-3
+
+    def __post_init__(self) -> None:
+        check_strengths("L1", strength=self.strength)
+
+    @property
+    def l1(self) -> float:
+        """The strength."""
+        return self.strength
+
+    @property
+    def l2(self) -> float:
+        """Zero: there is no smooth part."""
+        return 0.0

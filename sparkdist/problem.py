@@ -1,0 +1,219 @@
+"""Problem: objective, model, penalty and bounds of a call, checked and put together."""
+
+from __future__ import annotations
+
+import inspect
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeAlias
+
+import numpy as np
+from numpy.typing import ArrayLike
+from scipy.optimize import Bounds
+
+from sparkdist import objectives, registry
+from sparkdist.blocks import Array, Partial
+from sparkdist.errors import InvalidCall
+from sparkdist.layout import Layout
+from sparkdist.objectives import Objective, UserLoss
+from sparkdist.penalties import L1, L2, ElasticNet
+
+__all__ = ["Engine", "MeanLoss", "Problem", "as_objective", "pose"]
+
+Penalty: TypeAlias = L1 | L2 | ElasticNet
+BoundsLike: TypeAlias = (
+    Bounds
+    | Sequence[tuple[float | None, float | None]]
+    | Mapping[str, tuple[float | None, float | None]]
+)
+
+
+class Engine(Protocol):
+    """What gives the sums over all rows: one call is one pass over the data."""
+
+    def value_and_grad(self, objective: Objective, w: Array) -> Partial:
+        """Sum loss, gradient and weight."""
+
+    def hessp(self, objective: Objective, w: Array, v: Array) -> Partial:
+        """Sum Hessian times v, as ``grad``, and weight."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What is minimised: mean loss + (l2/2) |mask * w|^2 + l1 |mask * w|_1, within bounds."""
+
+    objective: Objective
+    layout: Layout
+    w0: Array  # (size,)
+    mask: Array  # (size,): 1 where w is penalised, 0 where it is free
+    l1: float = 0.0
+    l2: float = 0.0
+    bounds: Bounds | None = None
+
+
+def as_objective(objective: Any, w0: Any) -> Objective:
+    """Return an Objective for one, its class, its name, or the user's own function.
+
+    Raises
+    ------
+    InvalidCall
+        For anything else, and for a function without ``w0``, which says how its model looks.
+    """
+    if isinstance(objective, Objective):
+        return objective
+    if isinstance(objective, str):
+        objective = registry.get(objectives, objective)
+    if inspect.isclass(objective) and issubclass(objective, Objective):
+        return objective()
+    if not callable(objective):
+        known = ", ".join(registry.names(objectives))
+        rule = f"it must be one of {known}, or a function f(w, X, y) -> (loss_sum, grad_sum)"
+        problem = f"the objective is a {type(objective).__name__}; {rule}"
+        raise InvalidCall("minimize", [problem])
+    if w0 is None:
+        problem = "w0 is missing: it tells sparkdist the shape of your function's parameters"
+        raise InvalidCall("minimize", [problem])
+    return UserLoss(objective, Layout.of(w0))
+
+
+def pose(
+    objective: Objective,
+    n_features: int,
+    w0: ArrayLike | Mapping[str, ArrayLike] | None,
+    *,
+    penalty: Penalty | None,
+    bounds: BoundsLike | None,
+    intercept: bool,
+    unpenalized: Sequence[str],
+    problems: list[str],
+) -> Problem:
+    """Put a problem together; what does not fit is added to ``problems``."""
+    layout = _layout(objective, n_features, intercept, problems)
+    if unknown := set(unpenalized) - set(layout.names):
+        problems.append(f"unpenalized names {sorted(unknown)}; the model has {list(layout.names)}")
+    mask = np.ones(layout.size)
+    free = {*unpenalized, *(("intercept",) if intercept else ())}
+    for name in free & set(layout.names):
+        mask[layout.slices()[name]] = 0.0
+    start = _start(w0, layout, problems)
+    box = _box(bounds, layout, objective.size(n_features), problems)
+    l1, l2 = (0.0, 0.0) if penalty is None else (penalty.l1, penalty.l2)
+    return Problem(objective, layout, start, mask, l1, l2, box)
+
+
+def _layout(objective: Objective, n_features: int, intercept: bool, problems: list[str]) -> Layout:
+    if isinstance(objective, UserLoss):
+        if intercept:
+            problems.append(
+                "intercept=True is for the built-in objectives; give your own model an array for"
+                " it, as in w0={'w': ..., 'b': 0.0}, and name it in `unpenalized`"
+            )
+        return objective.layout
+    shape = objective.shape(n_features)
+    if not intercept:
+        return Layout(((None, shape),))
+    return Layout((("weights", shape), ("intercept", shape[1:])))
+
+
+def _start(w0: Any, layout: Layout, problems: list[str]) -> Array:
+    """Flatten w0, zeros where there is none."""
+    if w0 is None:
+        return np.zeros(layout.size)
+    given = Layout.of(w0)
+    if dict(given.shapes) != dict(layout.shapes):
+        problems.append(f"w0 is {_describe(given)}; the model is {_describe(layout)}")
+        return np.zeros(layout.size)
+    flat = layout.flatten(w0)
+    if not np.isfinite(flat).all():
+        problems.append("w0 has values that are NaN or infinite")
+    return flat
+
+
+def _describe(layout: Layout) -> str:
+    if layout.names:
+        return "a dict of " + ", ".join(f"{name}{shape}" for name, shape in layout.shapes)
+    return f"an array of shape {layout.shapes[0][1]}"
+
+
+def _box(bounds: Any, layout: Layout, n_weights: int, problems: list[str]) -> Bounds | None:
+    """Bounds for every parameter; those for the weights alone leave an intercept free."""
+    if bounds is None:
+        return None
+    low, high = np.full(layout.size, -np.inf), np.full(layout.size, np.inf)
+    try:
+        for where, pair in _pairs(bounds, layout, n_weights):
+            low[where], high[where] = pair
+    except (TypeError, ValueError, KeyError) as error:
+        problems.append(
+            f"bounds do not fit a model of {n_weights} weights ({error}); give"
+            " scipy.optimize.Bounds, a (low, high) pair for each weight, or a dict of pairs for"
+            " the named arrays"
+        )
+    if (wrong := ~(low <= high)).any():
+        at = int(np.argmax(wrong))
+        problems.append(
+            f"bounds of parameter {at}: the lower, {low[at]:g}, must be at most the upper,"
+            f" {high[at]:g}"
+        )
+    return Bounds(low, high)
+
+
+def _pairs(bounds: Any, layout: Layout, n_weights: int) -> list[tuple[slice, tuple[Any, Any]]]:
+    """Read bounds as (where, (low, high)), in any of their forms."""
+    if isinstance(bounds, Mapping):
+        return [_named_pair(layout, name, *pair) for name, pair in bounds.items()]
+    if isinstance(bounds, Bounds):
+        low, high = bounds.lb, bounds.ub
+    else:
+        pairs = [_pair(*pair) for pair in bounds]
+        low, high = (np.array(side) for side in zip(*pairs, strict=True))
+    whole = layout.size in (np.size(low), np.size(high))
+    return [(slice(None) if whole else slice(0, n_weights), (low, high))]
+
+
+def _named_pair(layout: Layout, name: str, low: Any, high: Any) -> tuple[slice, tuple[Any, Any]]:
+    """Where an array lies, and its bounds, each a number or an array of its shape."""
+    shape = dict(layout.shapes)[name]
+    low, high = (np.broadcast_to(side, shape).ravel() for side in _pair(low, high))
+    return layout.slices()[name], (low, high)
+
+
+def _pair(low: Any, high: Any) -> tuple[Any, Any]:
+    """Return a pair of bounds in which None means that there is none."""
+    return -np.inf if low is None else low, np.inf if high is None else high
+
+
+class MeanLoss:
+    """fun(w) and hessp(w, v) of a problem for a solver: the sums of a pass, divided once.
+
+    It counts the passes, and tells ``observe(w, fun, grad, seconds)`` of each evaluation, with
+    the smooth part and its gradient.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        problem: Problem,
+        observe: Callable[[Array, float, Array, float], None],
+    ):
+        self._engine, self._problem, self._observe = engine, problem, observe
+        self.passes = 0
+
+    def __call__(self, w: Array) -> tuple[float, Array]:
+        """Mean loss and (l2/2) |mask * w|^2, with the gradient: one pass."""
+        problem, start = self._problem, time.perf_counter()
+        total = self._engine.value_and_grad(problem.objective, w)
+        self.passes += 1
+        penalised = problem.mask * w
+        f = total.loss / total.weight + 0.5 * problem.l2 * float(penalised @ penalised)
+        g = total.grad / total.weight + problem.l2 * penalised
+        self._observe(w, f, g, time.perf_counter() - start)
+        return f, g
+
+    def hessp(self, w: Array, v: Array) -> Array:
+        """Hessian at w, times v: one pass."""
+        problem = self._problem
+        total = self._engine.hessp(problem.objective, w, v)
+        self.passes += 1
+        return total.grad / total.weight + problem.l2 * problem.mask * v

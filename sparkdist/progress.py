@@ -1,0 +1,52 @@
+"""A live line on the driver: objective, gradient, seconds a pass."""
+
+from __future__ import annotations
+
+import sys
+from types import TracebackType
+from typing import Any
+
+__all__ = ["Progress"]
+
+
+class Progress:
+    """A tqdm bar that counts passes; silent where nobody looks.
+
+    Parameters
+    ----------
+    shown
+        False silences it.  Otherwise it shows itself on a terminal and in a notebook.
+    name
+        What stands before the numbers.
+    """
+
+    def __init__(self, shown: bool, name: str):
+        self._bar: Any = None
+        if shown and _somebody_looks():
+            from tqdm.auto import tqdm
+
+            self._bar = tqdm(desc=name, unit="pass", bar_format="{desc}: {n} passes{postfix}")
+
+    def show(self, fun: float, grad_norm: float, seconds: float) -> None:
+        """Show the newest pass."""
+        if self._bar is not None:
+            text = f"objective {fun:.8g}, |gradient| {grad_norm:.2e}, {seconds:.3f} s/pass"
+            self._bar.set_postfix_str(text, refresh=False)
+            self._bar.update()
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+
+def _somebody_looks() -> bool:
+    """Whether standard error is a terminal, or the kernel of a notebook runs us."""
+    return sys.stderr.isatty() or "ipykernel" in sys.modules

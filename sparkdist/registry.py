@@ -1,0 +1,36 @@
+"""The folder is the registry: a family is a package, a member is a file in it."""
+
+import difflib
+import importlib
+import pkgutil
+from types import ModuleType
+from typing import Any
+
+from sparkdist.errors import InvalidCall
+
+__all__ = ["get", "names"]
+
+
+def names(family: ModuleType) -> list[str]:
+    """Names of the family's members, sorted: its files that do not start with an underscore."""
+    found = (module.name for module in pkgutil.iter_modules(family.__path__))
+    return sorted(name for name in found if not name.startswith("_"))
+
+
+def get(family: ModuleType, name: str) -> Any:
+    """Return the one public object of the member's file.
+
+    Raises
+    ------
+    InvalidCall
+        If the family has no such member; the message lists those that it has.
+    """
+    known = names(family)
+    if name not in known:
+        kind = family.__name__.rpartition(".")[2]
+        close = difflib.get_close_matches(name, known, n=1)
+        hint = f" Did you mean {close[0]!r}?" if close else ""
+        raise InvalidCall(kind, [f"there is no {name!r}; there are {', '.join(known)}.{hint}"])
+    module = importlib.import_module(f"{family.__name__}.{name}")
+    (public,) = module.__all__
+    return getattr(module, public)

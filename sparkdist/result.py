@@ -1,0 +1,85 @@
+"""Result: what every front door returns, an OptimizeResult with a history that plots itself."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from scipy.optimize import OptimizeResult
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["History", "Result"]
+
+
+@dataclass
+class History:
+    """One entry for the starting point and one for each iteration, in equally long lists."""
+
+    #: Wall time since the call, in seconds.
+    seconds: list[float] = field(default_factory=list)
+    #: Passes over the data so far: evaluations and Hessian-vector products.
+    passes: list[int] = field(default_factory=list)
+    #: The objective: mean loss and penalty.
+    fun: list[float] = field(default_factory=list)
+    #: max |gradient|; with an L1 part, of the shortest subgradient.
+    grad_norm: list[float] = field(default_factory=list)
+
+    def append(self, seconds: float, passes: int, fun: float, grad_norm: float) -> None:
+        """Add an entry."""
+        self.seconds.append(seconds)
+        self.passes.append(passes)
+        self.fun.append(fun)
+        self.grad_norm.append(grad_norm)
+
+    def __len__(self) -> int:
+        return len(self.fun)
+
+    def to_dict(self) -> dict[str, list[Any]]:
+        """Lists by name, for JSON or a DataFrame."""
+        return asdict(self)
+
+    def plot(self, title: str = "") -> Figure:
+        """Draw the objective against seconds and against passes.
+
+        Raises
+        ------
+        ImportError
+            Without matplotlib; ``pip install sparkdist[plot]``.
+        """
+        try:
+            from sparkdist._plot import plot_history
+        except ImportError as error:
+            raise ImportError("plotting needs matplotlib: pip install 'sparkdist[plot]'") from error
+        return plot_history(self, title)
+
+
+class Result(OptimizeResult):  # type: ignore[misc]  # SciPy has no types
+    """SciPy's ``OptimizeResult`` of a run over distributed data.
+
+    Attributes
+    ----------
+    x : ndarray or dict of ndarray
+        The parameters, in the shape of the model; ``{"weights", "intercept"}`` where an
+        intercept was asked for.  Give it back as ``w0`` to go on.
+    fun : float
+        The objective at x: weighted mean of the loss over the rows, plus the penalty.
+    jac : ndarray or dict of ndarray
+        Its gradient, in the structure of x; with an L1 part, the shortest subgradient.
+    nit, nfev, nhev : int
+        Iterations, evaluations of value and gradient, and Hessian-vector products.
+    passes : int
+        Passes over the data, ``nfev + nhev``.
+    success : bool
+    status : int
+    message : str
+    seconds : float
+    history : History
+    model : Model
+        What predicts and can be saved.
+    """
+
+    def plot(self) -> Figure:
+        """Draw the objective against seconds and against passes; see :meth:`History.plot`."""
+        return self.history.plot(f"{self.method}: {self.fun:.8g} after {self.passes} passes")
