@@ -1,0 +1,50 @@
+# The verbs of this project; `make` alone lists them.  Each one sets up what it needs first.
+
+DEMO_TRAIN = jobs/train.py --data a9a --test-data a9a-test --objective logistic --l2 1e-3 --tol 1e-9 \
+	--expect 0.33334075206872 --output model
+DEMO_PREDICT = jobs/predict.py --model model --data a9a-test
+
+PY = .venv/bin/python
+# Commands that start a JVM go through this: it finds Java and this checkout's Spark.
+SPARK = tools/with-spark.sh
+SUBMIT = $(SPARK) spark-submit --master 'local[2]'
+
+.DEFAULT_GOAL := help
+.PHONY: help venv demo check test test-all bench format clean
+
+help: ## list the verbs
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-9s %s\n", $$1, $$2}' Makefile
+
+venv: ## make .venv with the package and its tools (PYTHON=... chooses the interpreter)
+	@tools/setup.sh venv
+
+demo: venv ## train a model on real data, then predict with it: about a minute
+	$(SUBMIT) $(DEMO_TRAIN)
+	$(SUBMIT) $(DEMO_PREDICT)
+
+check: venv ## format, lint, types and the tests that need no JVM: under a minute
+	$(PY) -m ruff format --check .
+	$(PY) -m ruff check .
+	$(PY) -m mypy
+	$(PY) -m pytest -q -m "not spark and not cluster and not slow"
+
+test: venv ## all tests but the slow ones, with Spark
+	$(SPARK) $(PY) -m pytest -q -m "not slow"
+
+test-all: venv ## every test, at full strength
+	SPARKDIST_FULL=1 $(SPARK) $(PY) -m pytest -q -m ""
+
+bench: venv ## run every benchmark, then write the tables of the README from the results
+	@for bench in benchmarks/bench_*.py; do \
+		echo "$$bench" && $(SPARK) $(PY) "$$bench" || exit 1; \
+	done
+	$(PY) benchmarks/tables.py
+
+format: venv ## put the code into the one form
+	$(PY) -m ruff format .
+	$(PY) -m ruff check --fix .
+
+clean: ## remove what the verbs left behind, all but .venv
+	rm -rf .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage build dist *.egg-info
+	rm -rf spark-warehouse metastore_db derby.log model
+	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
