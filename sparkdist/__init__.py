@@ -18,6 +18,7 @@ from sparkdist.penalties import L1, L2, ElasticNet
 from sparkdist.result import History, Result
 from sparkdist.spark.dataset import Dataset
 from sparkdist.spark.minimize import minimize
+from sparkdist.spark.read import read_dataframe, read_dataset
 from sparkdist.spark.scoring import SparkModel
 
 __version__ = version("sparkdist")
@@ -45,4 +46,6 @@ __all__ = [
     "load",
     "minimize",
     "objectives",
+    "read_dataframe",
+    "read_dataset",
 ]

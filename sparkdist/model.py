@@ -181,7 +181,7 @@ class Model:
             objective,
             _in_order(arrays, objective.shape(description["n_features"])),
             description["n_features"],
-            (low, high),
+            (float(low), float(high)),
             description["features"],
             description["metrics"],
         )

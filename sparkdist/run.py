@@ -14,7 +14,7 @@ from sparkdist import registry, solvers
 from sparkdist.blocks import Array
 from sparkdist.problem import Engine, MeanLoss, Problem
 from sparkdist.result import History, Result
-from sparkdist.solvers._run import pseudo_gradient
+from sparkdist.solvers import pseudo_gradient
 
 __all__ = ["Run"]
 

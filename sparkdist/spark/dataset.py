@@ -1,0 +1,325 @@
+"""Dataset: rows that were ingested once and stay on the executors."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from types import TracebackType
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import ArrayLike
+from pyspark import RDD, SparkContext, StorageLevel
+from pyspark.sql import DataFrame, SparkSession
+
+from sparkdist.blocks import Array, Block, Matrix
+from sparkdist.errors import BadData, InvalidCall, PassFailed, SparkdistError
+from sparkdist.spark import parquet, sources
+from sparkdist.spark.failures import told_plainly
+from sparkdist.spark.from_rows import blocks_of_elements
+from sparkdist.spark.ingest import MAX_LABELS, Handle, keep
+from sparkdist.spark.residency import forget
+from sparkdist.spark.transport import acknowledge_at_once
+from sparkdist.spark.visit import Missing, visit
+
+__all__ = ["Dataset"]
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+#: Turns a partition's elements into blocks.
+Converter = Callable[[Iterable[Any]], Iterator[Block]]
+
+
+class Dataset:
+    """Rows with features X of shape (n, d), labels y of shape (n,) and weights of shape (n,).
+
+    A dataset is made by one of the ``from_...`` constructors, which read the source once and leave
+    blocks of arrays in the executors' local directories.  Spark caches a small handle for each
+    partition and its lineage: when an executor is lost, Spark runs the ingest again for the
+    partitions that it held.  A pass over the data therefore moves no rows.
+
+    Use it as a context manager, or call :meth:`unpersist`, to give the disk space back.  What
+    is left at the end of the application Spark removes with its own blocks.
+
+    Attributes
+    ----------
+    n_rows, n_features, n_partitions : int
+    weight_sum : float
+        Sum of the weights; the number of rows where none were given.
+    unit_weights : bool
+        Every weight is 1.
+    labels : tuple of float or None
+        The distinct labels, sorted; None when there are more than some dozens.
+    features : str or list of str
+        The columns that the features came from.
+    """
+
+    def __init__(
+        self, ingested: RDD[Handle], name: str, features: str | Sequence[str] = "features"
+    ):
+        self.name = name
+        self.features = features if isinstance(features, str) else list(features)
+        self.context: SparkContext = ingested.context
+        #: The lineage alone: computing it ingests.
+        self.ingested = ingested
+        # A mapping of its own is what is cached, so that `ingested` stays recomputable.
+        self._handles = ingested.mapPartitions(_each, preservesPartitioning=True)
+        self._handles.setName(f"sparkdist {name}").persist(StorageLevel.MEMORY_AND_DISK)
+        self.n_partitions = self._handles.getNumPartitions()
+        try:
+            with told_plainly("reading the data"):
+                found = self._handles.collect()
+            _refuse_bad(found)
+        except SparkdistError:
+            self._sweep()
+            raise
+        filled = [handle for handle in found if handle.n_rows]
+        self.n_rows = sum(handle.n_rows for handle in filled)
+        self.n_features = int(filled[0].n_features or 0)
+        self.weight_sum = sum(handle.weight_sum for handle in filled)
+        self.unit_weights = all(handle.unit_weights for handle in filled)
+        self.labels = _merge_labels(filled)
+
+    @classmethod
+    def from_dataframe(
+        cls,
+        df: DataFrame,
+        features: str | Sequence[str] = "features",
+        label: str = "label",
+        weight: str | None = None,
+    ) -> Dataset:
+        """Ingest a DataFrame through Arrow.
+
+        Parameters
+        ----------
+        df
+            Its partitions become the dataset's.  Only the columns that are named here are read.
+        features
+            A column of Spark vectors (sparse ones stay sparse), a column of arrays of
+            numbers, or a list of numeric columns.
+        label, weight
+            Numeric columns; without ``weight`` every row weighs 1.
+
+        Raises
+        ------
+        InvalidCall
+            If a column is missing or of the wrong type; before anything runs.
+        BadData
+            For nulls, NaN, infinities and rows of different length, with partition and row.
+        UnsupportedSession
+            On Spark Connect, which has no RDDs.
+        """
+        sources.refuse_connect(df)
+        scalars = [label] if weight is None else [label, weight]
+        columns, plan = sources.plan_columns("from_dataframe", df, features, scalars)
+        name = _new_name()
+        return cls(sources.handles_of_dataframe(df, columns, plan, name), name, features)
+
+    @classmethod
+    def from_rdd(cls, rdd: RDD[Any]) -> Dataset:
+        """Ingest an RDD of ``(x, y)``, ``(x, y, weight)``, ``LabeledPoint`` or blocks of arrays.
+
+        A block is ``(X, y)`` or ``(X, y, weight)`` with X of shape (n, d), dense or sparse.
+
+        Raises
+        ------
+        BadData
+            For elements of another form, and as in :meth:`from_dataframe`.
+        """
+        sources.refuse_not_rdd(rdd)
+        return cls._ingest(rdd, blocks_of_elements)
+
+    @classmethod
+    def from_parquet(
+        cls,
+        spark: SparkSession,
+        path: str | Sequence[str],
+        features: str | Sequence[str] = "features",
+        label: str = "label",
+        weight: str | None = None,
+        n_partitions: int | None = None,
+    ) -> Dataset:
+        """Ingest Parquet files with pyarrow in the workers, without the JVM.
+
+        The path, a file, a directory, a list of files or a URI that pyarrow knows, must mean the
+        same on the driver and on every executor.  Row groups are dealt out in order to
+        ``n_partitions`` partitions (default: ``spark.sparkContext.defaultParallelism``).
+        Columns and errors are those of :meth:`from_dataframe`.
+        """
+        sources.refuse_connect(spark)
+        n = n_partitions or spark.sparkContext.defaultParallelism
+        reader, splits = parquet.plan(path, features, label, weight, n)
+        return cls._ingest(spark.sparkContext.parallelize(splits, n), reader.blocks, features)
+
+    @classmethod
+    def from_libsvm(
+        cls,
+        spark: SparkSession,
+        path: str,
+        n_features: int | None = None,
+        n_partitions: int | None = None,
+    ) -> Dataset:
+        """Ingest LIBSVM text, ``label index:value ...`` with indices from 1, with Spark's reader.
+
+        ``n_features`` saves Spark a pass over the text, and is needed for a test set whose last
+        features never occur.  ``n_partitions`` spreads files that cannot be split (gzip).
+        """
+        return cls.from_dataframe(sources.read_libsvm(spark, path, n_features, n_partitions))
+
+    @classmethod
+    def from_arrays(
+        cls,
+        spark: SparkSession,
+        X: Matrix,
+        y: ArrayLike,
+        weight: ArrayLike | None = None,
+        n_partitions: int | None = None,
+    ) -> Dataset:
+        """Ingest arrays of the driver: X of shape (n, d), an array or any SciPy sparse matrix.
+
+        The rows are dealt out in order to ``n_partitions`` partitions (default:
+        ``spark.sparkContext.defaultParallelism``).
+        """
+        rdd = sources.parallelize(spark, X, y, weight, n_partitions)
+        return cls._ingest(rdd, blocks_of_elements)
+
+    @classmethod
+    def _ingest(
+        cls, rdd: RDD[Any], convert: Converter, features: str | Sequence[str] = "features"
+    ) -> Dataset:
+        name = _new_name()
+
+        def ingest(partition: int, elements: Iterable[Any]) -> Iterator[Handle]:
+            acknowledge_at_once()
+            yield keep(convert(elements), name, partition)
+
+        return cls(rdd.mapPartitionsWithIndex(ingest), name, features)
+
+    def visit(self, work: Callable[[int, Iterator[Block]], T]) -> list[T]:
+        """Run ``work(partition, blocks)`` where the blocks are; answers in partition order.
+
+        Partitions without rows are left out.  Blocks that are not where Spark runs the task are
+        ingested again there, from the lineage.
+        """
+        with told_plainly("a pass"):
+            found = self.handles.mapPartitions(functools.partial(visit, work)).collect()
+        missing = [answer.partition for answer in found if isinstance(answer, Missing)]
+        again = iter(self.rebuild(work, missing))
+        return [next(again) if isinstance(answer, Missing) else answer for answer in found]
+
+    def rebuild(self, work: Callable[[int, Iterator[Block]], T], missing: Sequence[int]) -> list[T]:
+        """Ingest some partitions again where their tasks now run, and visit them there."""
+        if not missing:
+            return []
+        logger.warning("ingesting partitions %s again: their blocks are gone", list(missing))
+        task = functools.partial(visit, work)
+        with told_plainly("ingesting lost partitions again"):
+            found = self.context.runJob(self.ingested, task, list(missing))
+        answers = [answer for answer in found if not isinstance(answer, Missing)]
+        if len(answers) != len(missing):
+            raise PassFailed("blocks vanish as soon as they are written: look at spark.local.dir")
+        return answers
+
+    def find_labels(
+        self, bad: Callable[[Array], Array], among: Array | None = None
+    ) -> tuple[int, int, float] | None:
+        """Find the first row whose label is ``bad``: its partition, row and label.
+
+        ``bad`` picks from distinct labels: ``among``, or those of each partition.
+        """
+
+        def first(partition: int, blocks: Iterator[Block]) -> tuple[int, int, float] | None:
+            y = np.concatenate([block.y for block in blocks])
+            rows = np.flatnonzero(np.isin(y, bad(np.unique(y) if among is None else among)))
+            return (partition, int(rows[0]), float(y[rows[0]])) if rows.size else None
+
+        return next((place for place in self.visit(first) if place), None)
+
+    @property
+    def handles(self) -> RDD[Handle]:
+        """The cached handles of the partitions.
+
+        Raises
+        ------
+        InvalidCall
+            After :meth:`unpersist`, because each pass would ingest again.
+        """
+        if not self._handles.is_cached:
+            problem = "unpersist, or leaving its `with`, has removed its blocks; ingest again"
+            raise InvalidCall("this dataset cannot be used any more", [problem])
+        return self._handles
+
+    def unpersist(self) -> None:
+        """Remove the blocks from the executors; the dataset cannot be used afterwards."""
+        if not self._handles.is_cached:
+            return
+        self._handles.foreach(_forget)
+        self._handles.unpersist()
+
+    def _sweep(self) -> None:
+        """Remove what an ingest that failed has left, where a task can be had.
+
+        A job over the handles would ingest again the partitions that failed.
+        """
+        n, name = max(self.n_partitions, self.context.defaultParallelism), self.name
+        self._handles.unpersist()
+        self.context.parallelize(range(n), n).foreach(lambda _: forget(name))
+
+    def __enter__(self) -> Dataset:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.unpersist()
+
+    def __repr__(self) -> str:
+        return (
+            f"Dataset({self.n_rows:,} rows x {self.n_features:,} features"
+            f" in {self.n_partitions} partitions)"
+        )
+
+
+def _new_name() -> str:
+    return f"sparkdist-{uuid.uuid4().hex[:12]}"
+
+
+def _each(handles: Iterable[Handle]) -> Iterable[Handle]:
+    return handles
+
+
+def _forget(handle: Handle) -> None:
+    forget(handle.place.dataset, handle.place.directory)
+
+
+def _refuse_bad(handles: Sequence[Handle]) -> None:
+    """Raise one BadData for everything that is wrong with the partitions."""
+    problems = [handle.problem for handle in handles if handle.problem]
+    filled = [handle for handle in handles if handle.n_rows]
+    if not problems and not filled:
+        raise BadData("the data has no rows; an objective needs at least one")
+    for handle in filled:
+        if handle.n_features != filled[0].n_features and not handle.problem:
+            problems.append(
+                f"partition {handle.place.partition} has {handle.n_features} features, partition"
+                f" {filled[0].place.partition} has {filled[0].n_features}"
+            )
+    if not problems and not sum(handle.weight_sum for handle in filled) > 0:
+        problems.append("the weights of all rows are 0")
+    if problems:
+        more = f"\n  and {len(problems) - 5} more partitions" if len(problems) > 5 else ""
+        listed = "\n  ".join(problems[:5])
+        raise BadData(f"rows that cannot be used (both counted from 0):\n  {listed}{more}")
+
+
+def _merge_labels(handles: Sequence[Handle]) -> tuple[float, ...] | None:
+    if any(handle.labels is None for handle in handles):
+        return None
+    labels = {label for handle in handles for label in handle.labels or ()}
+    return tuple(sorted(labels)) if len(labels) <= MAX_LABELS else None

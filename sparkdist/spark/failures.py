@@ -1,0 +1,36 @@
+"""What a failed job says to the user: the Python traceback of the task, without the JVM's."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from py4j.protocol import Py4JJavaError
+from pyspark.errors import PySparkException
+
+from sparkdist.errors import PassFailed
+
+__all__ = ["told_plainly"]
+
+_TRACEBACK = re.compile(
+    r"Traceback \(most recent call last\):\n.*?(?=\n\s*(?:SQLSTATE|at )|\Z)", re.S
+)
+_FRAME_OF_SPARK = re.compile(r'  File "[^"]*/(?:pyspark|pyspark\.zip)/.*\n(?:    .*\n)*')
+
+
+@contextmanager
+def told_plainly(what: str) -> Iterator[None]:
+    """Turn what Spark raises for a failed job into PassFailed, with the cause behind it."""
+    try:
+        yield
+    except (Py4JJavaError, PySparkException) as error:
+        java = getattr(error, "java_exception", None)
+        text = str(error if java is None else java)
+        raise PassFailed(f"{what} failed on the executors:\n{_tell(text)}") from error
+
+
+def _tell(text: str) -> str:
+    """Keep the last traceback of a message, without Spark's own frames; else its first line."""
+    found = _TRACEBACK.findall(text)
+    return _FRAME_OF_SPARK.sub("", found[-1]).rstrip() if found else text.splitlines()[0]

@@ -1,0 +1,183 @@
+"""minimize: the front door of the exact path."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+from pyspark import RDD
+from pyspark.sql import DataFrame
+from scipy.optimize import OptimizeResult
+
+from sparkdist.checks import find_problems
+from sparkdist.errors import BadData, InvalidCall
+from sparkdist.objectives import Objective, UserLoss
+from sparkdist.problem import BoundsLike, Penalty, as_objective, pose
+from sparkdist.progress import Progress
+from sparkdist.result import Result
+from sparkdist.run import Run
+from sparkdist.spark.aggregate import AggregateEngine
+from sparkdist.spark.dataset import Dataset
+from sparkdist.spark.scoring import SparkModel
+from sparkdist.spark.sources import refuse_connect
+
+__all__ = ["minimize"]
+
+_ENGINES = {"aggregate": AggregateEngine}
+
+
+def minimize(
+    objective: Any,
+    data: Dataset | DataFrame | RDD[Any],
+    w0: ArrayLike | Mapping[str, ArrayLike] | None = None,
+    *,
+    method: str = "lbfgs",
+    penalty: Penalty | None = None,
+    bounds: BoundsLike | None = None,
+    intercept: bool = False,
+    unpenalized: Sequence[str] = (),
+    engine: str = "aggregate",
+    deterministic: bool = False,
+    tol: float = 1e-6,
+    max_iter: int = 1000,
+    callback: Callable[[OptimizeResult], object] | None = None,
+    progress: bool = True,
+    **options: Any,
+) -> Result:
+    """Minimise the mean of a loss over distributed rows, plus a penalty.
+
+    ::
+
+        F(w) = sum_i weight_i loss(w, x_i, y_i) / sum_i weight_i  +  penalty(w)
+
+    Parameters
+    ----------
+    objective
+        An objective of :mod:`sparkdist.objectives`, its class or its name; or any function
+        ``f(w, X, y) -> (loss_sum, grad_sum)`` of NumPy arrays, which gets X of shape (n, d), dense
+        or CSR, y of shape (n,), and returns sums over these rows.  A function of four parameters
+        gets the rows' weights too.
+    data
+        A :class:`Dataset`; or a DataFrame with columns ``features`` and ``label``, or an RDD of
+        ``(x, y)``, which is then ingested for this call alone.
+    w0
+        Where to start: an array or a dict of named arrays, ``result.x`` of an earlier run for
+        a warm start.  Zeros by default; required for a function, whose parameters it shapes.
+    method
+        ``lbfgs`` (the only one with bounds), ``owlqn`` (for L1), ``newton_cg`` or ``gd``.
+    penalty
+        :class:`L2`, :class:`L1` or :class:`ElasticNet`.  It never touches the intercept, nor
+        the arrays that ``unpenalized`` names.
+    bounds
+        ``scipy.optimize.Bounds`` or a sequence of (low, high), for the weights or for all
+        parameters; or a dict of (low, high) for the model's named arrays.
+    intercept
+        Fit one (``Softmax``: one a class); ``x`` is then ``{"weights": ..., "intercept": ...}``.
+    engine
+        ``aggregate``: one Spark job a pass.
+    deterministic
+        Sum in partition order: the same bits whatever the scheduling.
+    tol
+        Stop when max |gradient| is at most this (projected on the bounds; with L1 the shortest
+        subgradient).
+    max_iter
+        Stop after so many iterations, with ``success`` False.
+    callback
+        Called after each iteration with an ``OptimizeResult`` (x, fun, jac, nit, nfev); raising
+        StopIteration ends the run.
+    progress
+        Show a live line on a terminal or in a notebook.
+    **options
+        Of the solver: see :mod:`sparkdist.solvers`.
+
+    Returns
+    -------
+    Result
+        x, fun, jac, nit, nfev, success, status, message, history, model ...
+
+    Raises
+    ------
+    InvalidCall
+        With all problems of the call; before a job starts where the arguments alone show them.
+    BadData
+        For rows that cannot be used, or labels that the objective does not know.
+    PassFailed
+        If the loss raises on the executors.
+    UnsupportedSession
+        On Spark Connect.
+    """
+    began = time.perf_counter()
+    refuse_connect(data)
+    loss = as_objective(objective, w0)
+    problems = find_problems(loss, method, penalty, bounds, options, tol=tol, max_iter=max_iter)
+    if engine not in _ENGINES:
+        problems.append(f"there is no engine {engine!r}; there are {', '.join(_ENGINES)}")
+    if problems and not isinstance(data, Dataset):
+        raise InvalidCall("minimize", problems)
+    with ExitStack() as stack:
+        dataset = _as_dataset(data, stack)
+        problems += _weight_problems(loss, dataset)
+        problem = pose(
+            loss,
+            dataset.n_features,
+            w0,
+            penalty=penalty,
+            bounds=bounds,
+            intercept=intercept,
+            unpenalized=unpenalized,
+            problems=problems,
+        )
+        if problems:
+            raise InvalidCall("minimize", problems)
+        _refuse_labels(loss, dataset)
+        sums = _ENGINES[engine](dataset, deterministic=deterministic)
+        with Progress(progress, f"sparkdist {method}") as bar:
+            run = Run(sums, problem, began, bar.show, callback)
+            result = run.solve(method, {"tol": tol, "max_iter": max_iter, **options})
+    labels = _two_labels(loss, dataset)
+    result.model = SparkModel(loss, result.x, dataset.n_features, labels, dataset.features)
+    return result
+
+
+def _weight_problems(loss: Objective, dataset: Dataset) -> list[str]:
+    if isinstance(loss, UserLoss) and not loss.takes_weight and not dataset.unit_weights:
+        return ["the data has weights, and your function takes none: f(w, X, y, weight) would"]
+    return []
+
+
+def _as_dataset(data: Any, stack: ExitStack) -> Dataset:
+    """Ingest what is not a Dataset yet, until the end of the call."""
+    if isinstance(data, Dataset):
+        return data
+    if isinstance(data, DataFrame):
+        return stack.enter_context(Dataset.from_dataframe(data))
+    if isinstance(data, RDD):
+        return stack.enter_context(Dataset.from_rdd(data))
+    problem = f"data is a {type(data).__name__}; it must be a Dataset, a DataFrame or an RDD"
+    raise InvalidCall("minimize", [problem])
+
+
+def _refuse_labels(loss: Objective, dataset: Dataset) -> None:
+    """Raise BadData for labels outside the objective's domain, with the place of the first."""
+    if type(loss).bad_labels is Objective.bad_labels:
+        return
+    known = None if dataset.labels is None else np.array(dataset.labels)
+    if known is not None and not loss.bad_labels(known).size:
+        return
+    found = dataset.find_labels(loss.bad_labels, known)
+    if found is not None:
+        partition, row, label = found
+        raise BadData(
+            f"{type(loss).__name__} needs labels that are {loss.label_rule()};"
+            f" partition {partition}, row {row} (both counted from 0) has {label:g}"
+        )
+
+
+def _two_labels(loss: Objective, dataset: Dataset) -> tuple[float, float]:
+    """Return the labels that the classes of a binary model have in the data."""
+    binary = loss.classifies and dataset.labels is not None and -1.0 in dataset.labels
+    return (-1.0, 1.0) if binary else (0.0, 1.0)

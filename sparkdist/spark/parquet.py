@@ -1,0 +1,159 @@
+"""Parquet read by the workers with pyarrow; the driver deals out the row groups."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+import pyarrow.dataset
+import pyarrow.parquet as pq
+
+from sparkdist.blocks import Block
+from sparkdist.errors import BadData, InvalidCall
+from sparkdist.spark.from_arrow import Columns
+
+__all__ = ["ParquetReader", "Split", "plan"]
+
+_BATCH_ROWS = 8192
+_VECTOR_FIELDS = ("type", "size", "indices", "values")
+
+
+class Split(NamedTuple):
+    """Some row groups of one file."""
+
+    filesystem: Any
+    path: str
+    row_groups: list[int]
+
+
+@dataclass(frozen=True)
+class ParquetReader:
+    """Turns splits into blocks."""
+
+    names: tuple[str, ...]
+    columns: Columns
+
+    def blocks(self, partition: Iterable[list[Split]]) -> Iterator[Block]:
+        """Read the splits of a partition."""
+        for splits in partition:
+            yield from self.columns.blocks(self._batches(splits))
+
+    def _batches(self, splits: Iterable[Split]) -> Iterator[pa.RecordBatch]:
+        for filesystem, path, row_groups in splits:
+            with filesystem.open_input_file(path) as file:
+                parquet = pq.ParquetFile(file)
+                batches = parquet.iter_batches(
+                    _BATCH_ROWS, row_groups, list(self.names), use_threads=False
+                )
+                yield from map(self._flat, batches)
+
+    def _flat(self, batch: pa.RecordBatch) -> pa.RecordBatch:
+        """Columns in the order of the names, a vector as its four fields."""
+        arrays = [batch.column(name) for name in self.names]
+        if self.columns.kind == "vector":
+            arrays[:1] = arrays[0].flatten()
+        return pa.RecordBatch.from_arrays(arrays, [f"c{i}" for i in range(len(arrays))])
+
+
+def plan(
+    path: str | Sequence[str],
+    features: str | Sequence[str],
+    label: str,
+    weight: str | None,
+    n_partitions: int,
+) -> tuple[ParquetReader, list[list[Split]]]:
+    """Look at the files' footers and deal their row groups out to partitions, in order.
+
+    Raises
+    ------
+    InvalidCall
+        If there is nothing there, or a column is missing or of the wrong type.
+    BadData
+        If there are no rows.
+    """
+    if n_partitions < 1:
+        problem = f"n_partitions must be at least 1; it is {n_partitions}"
+        raise InvalidCall("from_parquet", [problem])
+    try:
+        files = list(pa.dataset.dataset(path, format="parquet").get_fragments())
+        groups = [
+            (Split(file.filesystem, file.path, [group.id]), group.num_rows)
+            for file in files
+            for group in file.row_groups
+            if group.num_rows
+        ]
+    except (OSError, pa.ArrowInvalid) as error:
+        raise InvalidCall("from_parquet", [f"cannot read {path!r} as Parquet: {error}"]) from error
+    if not files:
+        raise InvalidCall("from_parquet", [f"there are no Parquet files in {path!r}"])
+    reader, *others = (_reader(file, features, label, weight) for file in files)
+    for file, other in zip(files[1:], others, strict=True):
+        if other != reader:
+            problem = f"{file.path}: column {features!r} is of another type than in {files[0].path}"
+            raise InvalidCall("from_parquet", [problem])
+    if not groups:
+        raise BadData(f"the data has no rows: {path!r}")
+    return reader, _deal(groups, n_partitions)
+
+
+def _deal(groups: Sequence[tuple[Split, int]], n_partitions: int) -> list[list[Split]]:
+    splits: list[list[Split]] = [[] for _ in range(n_partitions)]
+    n_rows = sum(rows for _, rows in groups)
+    before = 0
+    for split, rows in groups:
+        # A group belongs to the partition in which its middle row falls.
+        splits[int((before + rows / 2) * n_partitions / n_rows)].append(split)
+        before += rows
+    return splits
+
+
+def _reader(
+    file: pa.dataset.ParquetFileFragment,
+    features: str | Sequence[str],
+    label: str,
+    weight: str | None,
+) -> ParquetReader:
+    schema = file.physical_schema
+    names = [features] if isinstance(features, str) else list(features)
+    scalars = [label] + ([] if weight is None else [weight])
+    problems = [] if names else ["the list of feature columns is empty"]
+    problems += [
+        f"there is no column {name!r}; there are {', '.join(schema.names)}"
+        for name in (*names, *scalars)
+        if name not in schema.names
+    ]
+    problems += [
+        f"column {name!r} is {schema.field(name).type}; it must be numeric"
+        for name in (scalars if isinstance(features, str) else [*names, *scalars])
+        if name in schema.names and not _is_number(schema.field(name).type)
+    ]
+    kind = _kind(schema, features, problems)
+    if problems:
+        raise InvalidCall("from_parquet", [f"{problem} ({file.path})" for problem in problems])
+    n_columns = len(_VECTOR_FIELDS) if kind == "vector" else len(names)
+    return ParquetReader((*names, *scalars), Columns(kind, n_columns, weight is not None))
+
+
+def _kind(schema: pa.Schema, features: str | Sequence[str], problems: list[str]) -> str:
+    if not isinstance(features, str) or features not in schema.names:
+        return "columns"
+    kind = schema.field(features).type
+    if _is_number(kind):
+        return "columns"
+    if pa.types.is_struct(kind) and tuple(field.name for field in kind) == _VECTOR_FIELDS:
+        return "vector"
+    lists = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
+    if any(is_list(kind) for is_list in lists) and _is_number(kind.value_type):
+        return "array"
+    problems.append(
+        f"features column {features!r} is {kind}; it must be a Spark vector, a list of numbers or"
+        " a number, or a list of numeric columns"
+    )
+    return "columns"
+
+
+def _is_number(kind: pa.DataType) -> bool:
+    tests = (pa.types.is_integer, pa.types.is_floating, pa.types.is_boolean, pa.types.is_decimal)
+    return any(test(kind) for test in tests)

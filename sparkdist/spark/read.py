@@ -1,0 +1,99 @@
+"""Read what a job names on its command line: an embedded data set, or files in some format."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from pyspark.ml.linalg import Vectors
+from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql.types import NumericType
+
+from sparkdist import datasets
+from sparkdist.errors import InvalidCall
+from sparkdist.spark.dataset import Dataset
+
+__all__ = ["FORMATS", "read_dataframe", "read_dataset"]
+
+FORMATS = ("libsvm", "parquet", "csv")
+_SUFFIXES = {".parquet": "parquet", ".csv": "csv", ".csv.gz": "csv"}
+
+
+def read_dataset(
+    spark: SparkSession,
+    data: str,
+    kind: str | None = None,
+    *,
+    features: str | Sequence[str] | None = None,
+    label: str = "label",
+    weight: str | None = None,
+    n_features: int | None = None,
+    n_partitions: int | None = None,
+) -> Dataset:
+    """Ingest ``data``: an embedded name, as ``a9a`` or ``a9a-test``, or a path or glob.
+
+    ``kind`` is one of FORMATS, by default as the suffix says, else LIBSVM.  ``features`` is
+    by default ``features``; in CSV every numeric column but label and weight.
+    """
+    if _embedded(data):
+        X, y = datasets.load(*_embedded(data))
+        return Dataset.from_arrays(spark, X, y, n_partitions=n_partitions)
+    kind = kind or _guess(data)
+    if kind == "parquet" and "*" not in data:
+        columns = features or "features"
+        return Dataset.from_parquet(spark, data, columns, label, weight, n_partitions)
+    df = read_dataframe(spark, data, kind, n_features=n_features)
+    if n_partitions is not None:
+        df = df.repartition(n_partitions)
+    columns = features or default_features(df, kind, [label, weight])
+    return Dataset.from_dataframe(df, columns, label, weight)
+
+
+def read_dataframe(
+    spark: SparkSession, data: str, kind: str | None = None, *, n_features: int | None = None
+) -> DataFrame:
+    """Read ``data`` as a DataFrame, lazily where Spark can."""
+    if _embedded(data):
+        return _embedded_dataframe(spark, *_embedded(data))
+    kind = kind or _guess(data)
+    if kind == "libsvm":
+        reader = spark.read.format("libsvm")
+        return (reader if n_features is None else reader.option("numFeatures", n_features)).load(
+            data
+        )
+    if kind == "csv":
+        return spark.read.csv(data, header=True, inferSchema=True)
+    if kind == "parquet":
+        return spark.read.parquet(data)
+    raise InvalidCall("read", [f"there is no format {kind!r}; there are {', '.join(FORMATS)}"])
+
+
+def default_features(
+    df: DataFrame, kind: str, not_features: Sequence[str | None]
+) -> str | list[str]:
+    """Name the feature columns of a file of some kind."""
+    if kind != "csv":
+        return "features"
+    numeric = [field.name for field in df.schema if isinstance(field.dataType, NumericType)]
+    return [name for name in numeric if name not in not_features]
+
+
+def _embedded(data: str) -> tuple[str, str] | tuple[()]:
+    """Name and split of an embedded data set, nothing for a path."""
+    name, _, split = data.partition("-")
+    if name in datasets.names() and split in ("", "train", "test"):
+        return name, split or "train"
+    return ()
+
+
+def _embedded_dataframe(spark: SparkSession, name: str, split: str) -> DataFrame:
+    X, y = datasets.load(name, split)
+    edges = zip(X.indptr[:-1], X.indptr[1:], strict=True)
+    vectors = (Vectors.sparse(X.shape[1], X.indices[i:j], X.data[i:j]) for i, j in edges)
+    rows = list(zip(y.tolist(), vectors, strict=True))
+    return spark.createDataFrame(rows, ["label", "features"])
+
+
+def _guess(data: str) -> str:
+    return next(
+        (kind for end, kind in _SUFFIXES.items() if data.rstrip("/").endswith(end)), "libsvm"
+    )

@@ -1,0 +1,100 @@
+"""Scoring DataFrames with a fitted model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from pyspark.sql import DataFrame
+from pyspark.sql import functions as F
+from pyspark.sql.pandas.functions import arrow_udf
+
+from sparkdist.blocks import Array, Block
+from sparkdist.errors import BadData
+from sparkdist.layout import Layout
+from sparkdist.model import Model
+from sparkdist.spark.dataset import Dataset
+from sparkdist.spark.from_arrow import feature_matrix
+from sparkdist.spark.ingest import BadRow
+from sparkdist.spark.sources import plan_columns, refuse_connect
+
+__all__ = ["SparkModel"]
+
+
+class SparkModel(Model):
+    """A model whose ``predict`` takes arrays and DataFrames."""
+
+    def predict(self, X: Any, features: str | Sequence[str] | None = None) -> Any:
+        """Predict the rows of an array, as an array (n,), or of a DataFrame, as new columns.
+
+        A DataFrame comes back with a column ``prediction`` and, where the objective has it,
+        ``probability``: of the positive class, or an array with one for each class.  ``features``
+        is the vector or array column, or the list of numeric columns, to read; by default what
+        the model was trained on.
+
+        Raises
+        ------
+        InvalidCall
+            If the features are not there, or, for an array, not ``n_features`` of them.
+        """
+        refuse_connect(X)
+        return self._transform(X, features) if isinstance(X, DataFrame) else super().predict(X)
+
+    def evaluate(self, dataset: Dataset) -> dict[str, float]:
+        """Weighted means over a dataset's rows.
+
+        ``loss``, without penalty; and ``error_rate``, the share of wrong labels, or
+        ``mean_squared_error``.
+        """
+        self.require_known_loss()
+        w = Layout.of(self.parameters).flatten(self.parameters)
+
+        def sums(partition: int, blocks: Iterator[Block]) -> Array:
+            return np.sum([self._sums(w, block) for block in blocks], axis=0)
+
+        loss, error, weight = np.sum(dataset.visit(sums), axis=0)
+        name = "error_rate" if self.objective.classifies else "mean_squared_error"
+        return {"loss": float(loss / weight), name: float(error / weight)}
+
+    def _sums(self, w: Array, block: Block) -> Array:
+        """Sums of loss, error and weight over a block."""
+        total = self.objective.value_and_grad(w, block)
+        predicted = self.from_scores(self.objective.scores(w, block.X))
+        wrong = predicted != block.y if self.objective.classifies else (predicted - block.y) ** 2
+        return np.array([total.loss, block.weight @ wrong, total.weight])
+
+    def _transform(self, df: DataFrame, features: str | Sequence[str] | None) -> DataFrame:
+        self.require_known_loss()
+        chosen = self.features if features is None else features
+        columns, plan = plan_columns("predict", df, chosen, ())
+        fields = {"prediction": "double"}
+        if self.gives_probabilities:
+            fields["probability"] = "array<double>" if self.objective.n_intercepts > 1 else "double"
+        schema = ", ".join(f"{name}: {kind}" for name, kind in fields.items())
+        score = arrow_udf(self._scorer(plan.kind), f"struct<{schema}>")  # type: ignore[call-overload]
+        scored = df.withColumn("_scored", score(*columns))
+        return scored.withColumns({name: F.col("_scored")[name] for name in fields}).drop("_scored")
+
+    def _scorer(self, kind: str) -> Callable[..., pa.Array]:
+        def score(*arrays: pa.Array) -> pa.Array:
+            try:
+                scores = self.scores(feature_matrix(kind, list(arrays)))
+            except BadRow as bad:
+                raise BadData(f"row {bad.row} of a batch: {bad.what}") from None
+            found = {"prediction": self.from_scores(scores)}
+            if self.gives_probabilities:
+                found["probability"] = self.objective.probability(scores)
+            return pa.StructArray.from_arrays([_arrow(v) for v in found.values()], list(found))
+
+        return score
+
+
+def _arrow(values: Array) -> pa.Array:
+    """A column of numbers, or of lists where there is a number for each class."""
+    if values.ndim == 1:
+        return pa.array(values)
+    n, k = values.shape
+    offsets = np.arange(0, n * k + 1, k, dtype=np.int32)
+    return pa.ListArray.from_arrays(offsets, np.ascontiguousarray(values).ravel())

@@ -1,0 +1,36 @@
+"""A visit: work on the blocks of a partition where they are; runs on the executors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import NamedTuple, TypeVar
+
+from sparkdist.blocks import Block
+from sparkdist.spark.ingest import Handle
+from sparkdist.spark.residency import BlocksGone, open_blocks
+from sparkdist.spark.transport import acknowledge_at_once
+
+__all__ = ["Missing", "visit"]
+
+T = TypeVar("T")
+
+
+class Missing(NamedTuple):
+    """The answer of a partition whose blocks are not on the machine that Spark chose."""
+
+    partition: int
+
+
+def visit(
+    work: Callable[[int, Iterator[Block]], T], handles: Iterable[Handle]
+) -> Iterator[T | Missing]:
+    """Give ``work(partition, blocks)``, or Missing, for each handle whose partition has rows."""
+    acknowledge_at_once()
+    for handle in handles:
+        if not handle.n_rows:
+            continue
+        try:
+            with open_blocks(handle.place) as blocks:
+                yield work(handle.place.partition, blocks)
+        except BlocksGone:
+            yield Missing(handle.place.partition)
