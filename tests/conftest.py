@@ -1,0 +1,102 @@
+"""Fixtures that every test may ask for."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pyspark
+import pytest
+from pyspark.sql import SparkSession
+
+from sparkdist import datasets
+from sparkdist.blocks import Array, Block
+
+# Before any JVM starts: local-cluster needs SPARK_HOME, and workers are to run this Python.
+os.environ["SPARK_HOME"] = str(Path(pyspark.__file__).parent)
+os.environ["SPARK_LOCAL_IP"] = "127.0.0.1"
+os.environ["PYSPARK_PYTHON"] = sys.executable
+os.environ["PYTHONPATH"] = str(Path(__file__).parents[1])
+for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+    os.environ.setdefault(name, "1")
+
+#: ``make test-all`` sets it: the long checks at full strength.
+FULL = os.environ.get("SPARKDIST_FULL") == "1"
+
+#: Two threads; two threads with retries; two executor processes, which Spark starts anew if lost.
+LOCAL, RETRYING, CLUSTER = "local[2]", "local[2,4]", "local-cluster[2,1,1024]"
+
+
+def start_session(master: str, folder: Path, **conf: str) -> SparkSession:
+    """Start a quiet session whose blocks lie below ``folder``."""
+    builder = SparkSession.builder.master(master).appName("sparkdist tests")
+    settings = {
+        "spark.ui.enabled": "false",
+        "spark.ui.showConsoleProgress": "false",
+        "spark.log.level": "OFF",
+        "spark.sql.shuffle.partitions": "2",
+        # Executors unpickle functions of the tests by name.
+        "spark.executorEnv.PYTHONPATH": os.environ["PYTHONPATH"],
+        "spark.local.dir": str(folder / "blocks"),
+        "spark.sql.warehouse.dir": str(folder / "warehouse"),
+        **conf,
+    }
+    for key, value in settings.items():
+        builder = builder.config(key, value)
+    return builder.getOrCreate()
+
+
+@pytest.fixture(scope="session")
+def start() -> Iterator[Callable[..., SparkSession]]:
+    """``start_session``, which stops the session before it: a process has one at a time."""
+
+    def restart(master: str, folder: Path, **conf: str) -> SparkSession:
+        _stop()
+        return start_session(master, folder, **conf)
+
+    yield restart
+    _stop()
+    # Executors of local-cluster write here.
+    shutil.rmtree(Path(os.environ["SPARK_HOME"]) / "work", ignore_errors=True)
+
+
+def _stop() -> None:
+    session = SparkSession.getActiveSession()
+    if session is not None:
+        session.stop()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder for the files of a module's tests."""
+    return tmp_path_factory.mktemp("spark")
+
+
+@pytest.fixture(scope="module")
+def spark(start: Callable[..., SparkSession], folder: Path) -> SparkSession:
+    """A session on ``local[2]`` for a module."""
+    return start(LOCAL, folder)
+
+
+@pytest.fixture(scope="session")
+def a9a() -> Block:
+    """The 32,561 training rows of a9a, in one block."""
+    X, y = datasets.load("a9a")
+    return Block(X, y, np.ones(len(y)))
+
+
+def random_block(n: int, d: int, seed: int) -> Block:
+    """Rows with normal features, labels 0 and 1, and weights between 0.5 and 1.5."""
+    random = np.random.default_rng(seed)
+    y = random.integers(0, 2, n).astype(float)
+    return Block(random.normal(size=(n, d)), y, random.uniform(0.5, 1.5, n))
+
+
+def stack(blocks: list[Block]) -> tuple[Array, Array, Array]:
+    """Rows of several blocks, dense."""
+    dense = [b.X if isinstance(b.X, np.ndarray) else b.X.toarray() for b in blocks]
+    return np.vstack(dense), np.hstack([b.y for b in blocks]), np.hstack([b.weight for b in blocks])
