@@ -27,12 +27,12 @@ class Progress:
 
             self._bar = tqdm(desc=name, unit="pass", bar_format="{desc}: {n} passes{postfix}")
 
-    def show(self, fun: float, grad_norm: float, seconds: float) -> None:
-        """Show the newest pass."""
+    def show(self, passes: int, fun: float, grad_norm: float, seconds: float) -> None:
+        """Show the newest evaluation, and how many passes there were with it."""
         if self._bar is not None:
             text = f"objective {fun:.8g}, |gradient| {grad_norm:.2e}, {seconds:.3f} s/pass"
             self._bar.set_postfix_str(text, refresh=False)
-            self._bar.update()
+            self._bar.update(passes - self._bar.n)
 
     def __enter__(self) -> Progress:
         return self

@@ -29,7 +29,7 @@ class Run:
     began
         ``time.perf_counter()`` at the call: the history's seconds count from there.
     show
-        Told (objective, max |gradient|, seconds) of each evaluation.
+        Told (passes so far, objective, max |gradient|, seconds) of each evaluation.
     callback
         The user's, told of each iteration in the shape of the model.
     """
@@ -39,7 +39,7 @@ class Run:
         engine: Engine,
         problem: Problem,
         began: float,
-        show: Callable[[float, float, float], None],
+        show: Callable[[int, float, float, float], None],
         callback: Callable[[OptimizeResult], object] | None,
     ):
         self._problem, self._began = problem, began
@@ -72,7 +72,7 @@ class Run:
         """See each evaluation; the first one, the start, opens the history."""
         objective = f + float(self._l1 @ np.abs(w))
         size = float(np.abs(pseudo_gradient(w, g, self._l1)).max(initial=0.0))
-        self._show(objective, size, seconds)
+        self._show(self._fun.passes, objective, size, seconds)
         if not len(self._history):
             self._append(objective, size)
 

@@ -24,7 +24,7 @@ def written(monkeypatch, stream, *, shown=True, passes=3):
     monkeypatch.setattr(sys, "stderr", stream)
     with Progress(shown, "sparkdist lbfgs") as bar:
         for k in range(passes):
-            bar.show(0.123456789 + k, 1.5e-4, 0.0254)
+            bar.show(k + 1, 0.123456789 + k, 1.5e-4, 0.0254)
     return stream.getvalue()
 
 
@@ -54,14 +54,14 @@ def test_the_line_is_closed_after_the_with(monkeypatch, error):
     monkeypatch.setattr(sys, "stderr", stream)
     try:
         with Progress(True, "run") as bar:
-            bar.show(1.0, 1.0, 1.0)
+            bar.show(1, 1.0, 1.0, 1.0)
             if error:
                 raise error
     except RuntimeError:
         pass
     closed = stream.getvalue()
     assert closed.endswith("\n")
-    bar.show(2.0, 2.0, 2.0)
+    bar.show(2, 2.0, 2.0, 2.0)
     assert stream.getvalue() == closed
 
 

@@ -125,10 +125,12 @@ def test_the_callback_sees_each_iterate_in_the_models_shape(solved):
 
 def test_each_evaluation_is_shown(solved):
     assert len(solved.shown) == solved.result.nfev
-    fun, size, seconds = solved.shown[0]
+    passes, fun, size, seconds = solved.shown[0]
+    assert passes == 1
+    assert solved.shown[-1][0] == solved.result.passes
     assert (fun, size) == (solved.result.history.fun[0], solved.result.history.grad_norm[0])
     assert seconds > 0
-    assert min(fun for fun, *_ in solved.shown) == pytest.approx(solved.result.fun, rel=1e-12)
+    assert min(fun for _, fun, *_ in solved.shown) == pytest.approx(solved.result.fun, rel=1e-12)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -168,7 +170,7 @@ def test_with_l1_the_books_hold_the_whole_objective_and_the_shortest_subgradient
     weight = sum(b.weight.sum() for b in BLOCKS)
     shortest = [*np.maximum(np.abs(slope) / weight - 0.1, 0), abs(free) / weight]
     assert history.grad_norm[0] == pytest.approx(max(shortest), rel=1e-12)
-    assert solved.shown[0][:2] == (history.fun[0], history.grad_norm[0])
+    assert solved.shown[0][1:3] == (history.fun[0], history.grad_norm[0])
 
 
 @pytest.mark.parametrize("method", WITH_L1)
@@ -176,7 +178,7 @@ def test_a_start_away_from_zero_has_its_l1_norm_in_the_books(method):
     w0 = {"weights": np.array([1.0, 0.0, -1.0, 2.0]), "intercept": np.array(0.5)}
     solved = Solved(method, posed(Logistic(), w0, penalty=L1(0.1)), max_iter=0)
     expected = value(w0, l1=0.1, l2=0)
-    for fun in (solved.result.fun, solved.result.history.fun[0], solved.shown[0][0]):
+    for fun in (solved.result.fun, solved.result.history.fun[0], solved.shown[0][1]):
         assert fun == pytest.approx(expected, rel=1e-14)
 
 

@@ -97,7 +97,7 @@ class Run:
         self._fun, self._callback, self._project = fun, callback, project
         self._tol, self._max_iter, self._patience = tol, max_iter, patience
         self.nfev = self.nit = self._stalled = 0
-        self._at_floor, self._smallest = False, np.inf
+        self._smallest = np.inf
         w = np.array(w0, dtype=np.float64)
         if w.ndim != 1:
             problems = [*problems, f"w0 has shape {w.shape}; it must be one vector"]
@@ -124,10 +124,10 @@ class Run:
     def slack(self, promised: float) -> float:
         """By how much a trial may miss the decrease asked of it: nothing, or rounding.
 
-        Where the full step promises little more than rounding, or the last one brought less, F
-        cannot tell a good step from a bad one, and the gradient is trusted.
+        Where the full step promises little more than rounding, F cannot tell a good step from
+        a bad one, and the gradient is trusted.
         """
-        return self.noise if self._at_floor or promised <= 100 * self.noise else 0.0
+        return self.noise if promised <= 100 * self.noise else 0.0
 
     def evaluate(self, w: Array) -> Point:
         """Call ``fun`` at w, a new array; but not again at the iterate or a recent trial.
@@ -145,11 +145,11 @@ class Run:
         if not np.isfinite(point.F):
             self.end = End.DIVERGED  # and the iterate stays the last finite one
             return
-        self._at_floor = abs(point.F - self.point.F) <= NOISE * abs(point.F)
+        rounding = abs(point.F - self.point.F) <= NOISE * abs(point.F)
         self.point = point
         self.nit += 1
         size = self._size()
-        stalls = self._at_floor and size > 0.9 * self._smallest
+        stalls = rounding and size > 0.9 * self._smallest
         self._stalled = self._stalled + 1 if stalls else 0
         self._smallest = min(self._smallest, size)
         self.end = End.STOPPED if self._callback_stops() else self._verdict()

@@ -102,13 +102,11 @@ def _projected_path(here: Point, l1: Array, pairs: Pairs, t0: float) -> Callable
     free = (w != 0) | (pg != 0)
     d = np.zeros_like(w)
     d[free] = -inverse_hessian_times(pg[free], restrict(pairs, free))
-    uphill = kinked & (d * pg >= 0)
-    d[uphill & (w == 0)] = 0.0
 
     def path(t: float) -> Array:
         v = w + t * d
         return np.where(kinked & (np.sign(v) != orthant), 0.0, v)
 
     if pg @ (path(t0) - w) > 0.5 * t0 * (pg @ d):  # both are decreases, negative
-        d[uphill] = 0.0
+        d[d * pg >= 0] = 0.0
     return path

@@ -1,0 +1,37 @@
+"""What the README shows runs as it stands."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from pyspark.sql import SparkSession
+
+import sparkdist
+
+README = Path(__file__).parents[1] / "README.md"
+
+
+def python_blocks() -> list[str]:
+    """Blocks of Python in the README, in order."""
+    return re.findall(r"^```python\n(.*?)^```", README.read_text(), re.S | re.M)
+
+
+@pytest.mark.spark
+def test_the_python_of_the_readme_runs(
+    spark: SparkSession, capsys: pytest.CaptureFixture[str]
+) -> None:
+    df = sparkdist.read_dataframe(spark, "a9a-test").limit(500)
+    names = {"df": df}
+    blocks = python_blocks()
+    assert len(blocks) == 2
+    for block in blocks:
+        exec(compile(block, str(README), "exec"), names)
+    assert "converged" in capsys.readouterr().out
+    assert set(names["result"].x) == {"weights", "intercept"}
+    assert len(names["figure"].axes) == 4
+
+
+def test_the_first_example_is_short() -> None:
+    assert len([line for line in python_blocks()[0].splitlines() if line.strip()]) <= 16
