@@ -13,6 +13,11 @@ from typing import Any
 logger = logging.getLogger("sparkdist.predict")
 
 
+def columns(text: str) -> str | list[str]:
+    """One column, or several that are separated by commas."""
+    return text.split(",") if "," in text else text
+
+
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(
@@ -26,7 +31,9 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         help="default: as the suffix says, else libsvm",
     )
     parser.add_argument(
-        "--features", help="vector or array column, or several: a,b,c (default: as in training)"
+        "--features",
+        type=columns,
+        help="vector or array column, or several: a,b,c (default: as in training)",
     )
     parser.add_argument(
         "--output", help="where to write: .csv, else Parquet; without it ten rows are shown"
@@ -35,16 +42,12 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def columns(text: str) -> str | list[str]:
-    """One column, or several that are separated by commas."""
-    return text.split(",") if "," in text else text
-
-
 def main(arguments: list[str] | None = None) -> int:
     """Run the job."""
     options = parse(arguments)
     logging.basicConfig(level=logging.WARNING, format="%(name)s: %(message)s")
     # Not at the top: --help then needs neither Spark nor Java.
+    from pyspark.errors import PySparkException
     from pyspark.sql import SparkSession
 
     from sparkdist.errors import SparkdistError
@@ -52,7 +55,7 @@ def main(arguments: list[str] | None = None) -> int:
     spark = SparkSession.builder.appName("sparkdist predict").getOrCreate()
     try:
         return predict(spark, options)
-    except SparkdistError as error:
+    except (SparkdistError, PySparkException) as error:  # as for a path that is not there
         logger.error("%s", error)
         return 2
     finally:
@@ -83,9 +86,9 @@ def write(scored: Any, path: str, overwrite: bool) -> None:
     if not path.endswith(".csv"):
         scored.write.mode(mode).parquet(path)
         return
-    flat = [f.name for f in scored.schema if f.dataType.simpleString() not in ("vector", "udt")]
-    flat = [name for name in flat if "<" not in scored.schema[name].dataType.simpleString()]
-    scored.select(*flat).write.mode(mode).csv(path, header=True)
+    types = {field.name: field.dataType.simpleString() for field in scored.schema}
+    nested = [name for name, kind in types.items() if "<" in kind or kind in ("vector", "udt")]
+    scored.drop(*nested).write.mode(mode).csv(path, header=True)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,11 @@ from typing import Any
 logger = logging.getLogger("sparkdist.train")
 
 
+def columns(text: str) -> str | list[str]:
+    """One column, or several that are separated by commas."""
+    return text.split(",") if "," in text else text
+
+
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(
@@ -29,7 +34,9 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         choices=("libsvm", "parquet", "csv"),
         help="default: as the suffix says, else libsvm",
     )
-    data.add_argument("--features", help="vector or array column, or several numeric ones: a,b,c")
+    data.add_argument(
+        "--features", type=columns, help="vector or array column, or several numeric ones: a,b,c"
+    )
     data.add_argument("--label", default="label", help="column of the label (default: %(default)s)")
     data.add_argument("--weight", help="column of the rows' weights (default: all 1)")
     data.add_argument("--n-features", type=int, help="of LIBSVM files; saves a pass over the text")
@@ -63,16 +70,12 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def columns(text: str) -> str | list[str]:
-    """One column, or several that are separated by commas."""
-    return text.split(",") if "," in text else text
-
-
 def main(arguments: list[str] | None = None) -> int:
     """Run the job; the exit status is 0 only if the solver converged."""
     options = parse(arguments)
     logging.basicConfig(level=logging.WARNING, format="%(name)s: %(message)s")
     # Not at the top: --help then needs neither Spark nor Java.
+    from pyspark.errors import PySparkException
     from pyspark.sql import SparkSession
 
     from sparkdist.errors import SparkdistError
@@ -80,7 +83,7 @@ def main(arguments: list[str] | None = None) -> int:
     spark = SparkSession.builder.appName("sparkdist train").getOrCreate()
     try:
         return train(spark, options)
-    except SparkdistError as error:
+    except (SparkdistError, PySparkException) as error:  # as for a path that is not there
         logger.error("%s", error)
         return 2
     finally:

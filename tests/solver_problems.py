@@ -80,7 +80,10 @@ class SumOfExponentials(Problem):
 
 
 class Barrier(Problem):
-    """c.w - sum(log(w)), optimum 1 / c; outside of w > 0 the value is ``outside``."""
+    """c.w - sum(log(w)), optimum 1 / c; outside of w > 0 the value is ``outside``.
+
+    There the gradient is NaN like the value, or finite beside an infinite value.
+    """
 
     step = 1e-3
 
@@ -93,7 +96,7 @@ class Barrier(Problem):
     def value_and_grad(self, w):
         if not (w > 0).all():
             self.strayed = True
-            return self.outside, np.full(3, np.nan)
+            return self.outside, np.full(3, self.outside) if np.isnan(self.outside) else self.c
         return self.c @ w - np.log(w).sum(), self.c - 1.0 / w
 
     def hessian_times(self, w, v):

@@ -21,6 +21,15 @@ from sparkdist import registry, solvers
 from sparkdist.errors import InvalidCall
 from sparkdist.solvers import gd, lbfgs, newton_cg, owlqn, pseudo_gradient
 from sparkdist.solvers._memory import inverse_hessian_times, remember, restrict
+from sparkdist.solvers._run import Point, Run
+from sparkdist.solvers.lbfgs import _Feed
+from sparkdist.solvers.newton_cg import (
+    _decrease,
+    _next_radius,
+    _take_step,
+    conjugate_gradients,
+)
+from sparkdist.solvers.owlqn import _projected_path
 from tests.solver_problems import (
     TEXT,
     Barrier,
@@ -199,8 +208,12 @@ def test_callback_may_keep_and_change_what_it_gets(member):
         state.x[:] = np.nan
         state.jac[:] = np.nan
 
+        start[:] = np.nan
+
+    problem = SumOfExponentials()
+    start = problem.start.copy()
     undisturbed = solve(member, SumOfExponentials(), tol=1e-8)
-    disturbed = solve(member, SumOfExponentials(), tol=1e-8, callback=vandal)
+    disturbed = solve(member, problem, start, tol=1e-8, callback=vandal)
     assert_array_equal(disturbed.x, undisturbed.x)
 
 
@@ -480,6 +493,29 @@ def test_an_unpenalised_coordinate_may_change_its_sign(member):
     assert (np.abs(gradient[:4][~nonzero]) <= 0.05 + 1e-8).all()
 
 
+def test_owlqn_does_not_stop_an_unpenalised_coordinate_at_zero():
+    problem, seen = Quadratic(condition=1.0), []
+    start = -100 * problem.optimum
+    l1 = np.where(np.arange(8) < 4, 0.1, 0.0)
+    owlqn(problem, start, l1=l1, callback=lambda state: seen.append(state.x))
+    assert (np.sign(seen[-1][4:]) != np.sign(start[4:])).all()
+    assert np.all(np.array(seen)[:, 4:] != 0)
+
+
+def test_owlqns_projected_step_always_promises_a_decrease():
+    rng = np.random.default_rng(4)
+    for _ in range(300):
+        A = rng.normal(size=(8, 8)) * 10 ** rng.uniform(-1, 1, size=8)
+        w = rng.normal(size=8) * 10.0 ** rng.uniform(-8, 0, size=8) * (rng.random(8) < 0.7)
+        g, l1, pairs = rng.normal(size=8), np.full(8, 0.3), deque()
+        for s in rng.normal(size=(6, 8)):
+            remember(pairs, s, A.T @ A @ s)
+        pg = pseudo_gradient(w, g, l1)
+        trial = _projected_path(Point(w, 0.0, g, 0.0, pg), l1, pairs, 1.0)(1.0)
+        assert pg @ (trial - w) < 0
+        assert (np.sign(trial) * np.sign(w) >= 0).all()
+
+
 @pytest.mark.parametrize("member", PROXIMAL)
 @pytest.mark.parametrize("start, times", [(0.0, 1.0), (3.0, 1.01)])
 def test_b7_a_large_penalty_gives_exactly_zero(member, start, times):
@@ -567,7 +603,7 @@ def test_bounds_hold_at_every_iterate_and_kkt_at_the_last(as_pairs):
     before = low.copy(), high.copy()
     bounds = [*zip(low, high, strict=True)] if as_pairs else Bounds(low, high)
     result = lbfgs(problem, np.full(6, 5.0), bounds=bounds, tol=1e-8, callback=seen.append)
-    assert result.success and result.nfev == problem.calls
+    assert result.message.startswith("converged;") and result.nfev == problem.calls
     for state in seen:
         assert (low <= state.x).all() and (state.x <= high).all()
     value, g = problem.value_and_grad(result.x)
@@ -577,6 +613,14 @@ def test_bounds_hold_at_every_iterate_and_kkt_at_the_last(as_pairs):
     assert (np.abs(g[inside]) <= 1e-8).all()
     assert (g[result.x == low] >= -1e-8).all() and (g[result.x == high] <= 1e-8).all()
     assert_array_equal((low, high), before)
+
+
+def test_a_start_that_the_bounds_hold_is_the_optimum():
+    problem = Quadratic(condition=1.0)
+    corner = np.where(problem.optimum > 0, -1.0, 1.0)
+    held = [(min(c, 3 * c), max(c, 3 * c)) for c in corner]  # away from the minimum only
+    result = lbfgs(problem, corner, bounds=held)
+    assert (result.success, result.nit, result.nfev) == (True, 0, 1)
 
 
 def test_infeasible_start_is_clipped():
@@ -686,7 +730,7 @@ def newton_cg_of_scikit_learn(data):
 )
 def test_b1_coefficients(member, data, error):
     result = solve(member, MeanLogistic(*DATA[data](), 1e-3), tol=3e-11)
-    assert result.success
+    assert result.success and (member == "lbfgs" or result.message.startswith("converged;"))
     assert_allclose(result.x, newton_cg_of_scikit_learn(data), rtol=0, atol=error)
 
 
@@ -802,3 +846,52 @@ def test_a_hessian_of_nan_is_no_success_and_no_crash():
     problem.hessian_times = lambda w, v: np.full_like(v, np.nan)
     result = solve("newton_cg", problem)
     assert (result.success, result.status, result.nfev) == (False, 2, 1)
+
+
+def test_the_radius_follows_liblinear():
+    # slope -2, length 1, radius 1; alpha = 1 / (2 - actual), from tron.cpp by hand.
+    def radius(actual, promised):
+        return _next_radius(1.0, 1.0, -2.0, actual, promised)
+
+    assert radius(-8.0, 1.0) == 0.25  # refused: max(0.25, alpha) * length
+    assert radius(-np.inf, 1.0) == 0.25
+    assert radius(0.0, 1.0) == 0.5
+    assert_allclose(radius(0.2, 1.0), 0.5)  # poor: at most half
+    assert_allclose(radius(0.5, 1.0), 1 / 1.5)  # fair: alpha * length
+    assert_allclose(radius(1.0, 1.0), 1.0)  # good: alpha = 1
+    assert_allclose(radius(1.9, 1.0), 4.0)  # very good: at most four times
+    assert_allclose(radius(2.5, 1.0), 4.0)  # better than linear: four times
+
+
+def test_a_newton_step_within_the_first_radius_sets_it():
+    problem = Quadratic()
+    options = {"tol": 0.0, "max_iter": 9, "callback": None, "problems": []}
+    run = Run("newton_cg", problem, problem.start, **options)
+    s = problem.optimum - problem.start
+    assert_allclose(_decrease(run.point.g, s, problem.H @ s), run.point.F - problem.lowest)
+    assert_allclose(_take_step(run, s, problem.H @ s, 1e6), np.linalg.norm(s))
+    assert_allclose(run.point.w, problem.optimum)
+
+
+def test_conjugate_gradients_end_at_the_radius():
+    problem = Quadratic(condition=100.0)
+    g, H = -problem.H @ problem.optimum, problem.H
+    s, Hs = conjugate_gradients(lambda v: H @ v, g, 1e3, 1e-12)
+    assert_allclose(s, problem.optimum, atol=1e-8)
+    for share in (0.01, 0.3, 0.99):
+        radius = share * np.linalg.norm(problem.optimum)
+        s, Hs = conjugate_gradients(lambda v: H @ v, g, radius, 1e-12)
+        assert_allclose(np.linalg.norm(s), radius)
+        assert_allclose(Hs, H @ s, atol=1e-12)
+        assert g @ s + 0.5 * s @ Hs <= -0.5 * radius * np.linalg.norm(g) * share  # Cauchy's
+
+
+def test_lbfgs_shows_scipy_a_parabola_where_the_objective_is_infinite():
+    problem = Barrier()
+    options = {"tol": 0.0, "max_iter": 9, "callback": None, "problems": []}
+    run = Run("lbfgs", problem, problem.start, **options)
+    d = -run.point.g
+    value, gradient = _Feed(run)(run.point.w + d)
+    before, after = run.point.g @ d, gradient @ d  # slopes at both ends
+    assert_allclose(value, run.point.F + (before + after) / 2)
+    assert_allclose(-before / (after - before), 0.25)

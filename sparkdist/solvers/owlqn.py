@@ -33,10 +33,10 @@ def owlqn(
     changes that save passes.  (a) The curvature pairs are restricted to the coordinates that
     may move, as in the two-metric projection of Schmidt, Kim and Sra (Projected Newton-type
     methods in machine learning, 2011): the inverse of a part of the Hessian is not a part of
-    its inverse.  (b) The paper zeroes every d_j that disagrees in sign with the pseudo-gradient.
-    Here that is done at w_j = 0, where F has its kink; elsewhere only if staying in the
-    orthant has cost the step half of its decrease.  On a9a with l1 = 1e-3 this takes 96 passes
-    to a gradient of 1e-8, the paper's form 416.
+    its inverse.  (b) The paper zeroes every d_j that points uphill, against -pg_j.  Here that
+    is done only if staying in the orthant costs the step half of its decrease.  (At w_j = 0,
+    where F has its kink, the projection on the orthant does it anyway.)  On a9a with l1 = 1e-3
+    this takes 96 passes to a gradient of 1e-8, the paper's form 416.
 
     Parameters
     ----------

@@ -14,8 +14,9 @@ from numpy.typing import ArrayLike
 from pyspark import RDD, SparkContext, StorageLevel
 from pyspark.sql import DataFrame, SparkSession
 
-from sparkdist.blocks import Array, Block, Matrix
+from sparkdist.blocks import Block, Matrix
 from sparkdist.errors import BadData, InvalidCall, PassFailed, SparkdistError
+from sparkdist.objectives import Objective
 from sparkdist.spark import parquet, sources
 from sparkdist.spark.failures import told_plainly
 from sparkdist.spark.from_rows import blocks_of_elements
@@ -223,20 +224,27 @@ class Dataset:
             raise PassFailed("blocks vanish as soon as they are written: look at spark.local.dir")
         return answers
 
-    def find_labels(
-        self, bad: Callable[[Array], Array], among: Array | None = None
-    ) -> tuple[int, int, float] | None:
-        """Find the first row whose label is ``bad``: its partition, row and label.
-
-        ``bad`` picks from distinct labels: ``among``, or those of each partition.
-        """
+    def refuse_labels(self, objective: Objective) -> None:
+        """Raise BadData for labels outside the objective's domain, with the place of the first."""
+        if type(objective).bad_labels is Objective.bad_labels:
+            return
+        known = None if self.labels is None else np.array(self.labels)
+        if known is not None and not objective.bad_labels(known).size:
+            return
 
         def first(partition: int, blocks: Iterator[Block]) -> tuple[int, int, float] | None:
             y = np.concatenate([block.y for block in blocks])
-            rows = np.flatnonzero(np.isin(y, bad(np.unique(y) if among is None else among)))
+            bad = objective.bad_labels(np.unique(y) if known is None else known)
+            rows = np.flatnonzero(np.isin(y, bad))
             return (partition, int(rows[0]), float(y[rows[0]])) if rows.size else None
 
-        return next((place for place in self.visit(first) if place), None)
+        place = next((place for place in self.visit(first) if place), None)
+        if place is not None:
+            partition, row, label = place
+            raise BadData(
+                f"{type(objective).__name__} needs labels that are {objective.label_rule()};"
+                f" partition {partition}, row {row} (both counted from 0) has {label:g}"
+            )
 
     @property
     def handles(self) -> RDD[Handle]:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from py4j.protocol import Py4JJavaError
-from pyspark.errors import PySparkException
+from pyspark.errors import AnalysisException, PySparkException
 
 from sparkdist.errors import PassFailed
 
@@ -21,9 +21,14 @@ _FRAME_OF_SPARK = re.compile(r'  File "[^"]*/(?:pyspark|pyspark\.zip)/.*\n(?:   
 
 @contextmanager
 def told_plainly(what: str) -> Iterator[None]:
-    """Turn what Spark raises for a failed job into PassFailed, with the cause behind it."""
+    """Turn what Spark raises for a failed job into PassFailed, with the cause behind it.
+
+    An AnalysisException is left as it is: no job has run, and it says in a line what is wrong.
+    """
     try:
         yield
+    except AnalysisException:
+        raise
     except (Py4JJavaError, PySparkException) as error:
         java = getattr(error, "java_exception", None)
         text = str(error if java is None else java)

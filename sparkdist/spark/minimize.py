@@ -7,14 +7,13 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
 
-import numpy as np
 from numpy.typing import ArrayLike
 from pyspark import RDD
 from pyspark.sql import DataFrame
 from scipy.optimize import OptimizeResult
 
 from sparkdist.checks import find_problems
-from sparkdist.errors import BadData, InvalidCall
+from sparkdist.errors import InvalidCall
 from sparkdist.objectives import Objective, UserLoss
 from sparkdist.problem import BoundsLike, Penalty, as_objective, pose
 from sparkdist.progress import Progress
@@ -116,6 +115,9 @@ def minimize(
     problems = find_problems(loss, method, penalty, bounds, options, tol=tol, max_iter=max_iter)
     if engine not in _ENGINES:
         problems.append(f"there is no engine {engine!r}; there are {', '.join(_ENGINES)}")
+    if not isinstance(data, Dataset | DataFrame | RDD):
+        kind = type(data).__name__
+        problems.append(f"data is a {kind}; it must be a Dataset, a DataFrame or an RDD")
     if problems and not isinstance(data, Dataset):
         raise InvalidCall("minimize", problems)
     with ExitStack() as stack:
@@ -133,7 +135,7 @@ def minimize(
         )
         if problems:
             raise InvalidCall("minimize", problems)
-        _refuse_labels(loss, dataset)
+        dataset.refuse_labels(loss)
         sums = _ENGINES[engine](dataset, deterministic=deterministic)
         with Progress(progress, f"sparkdist {method}") as bar:
             run = Run(sums, problem, began, bar.show, callback)
@@ -149,32 +151,13 @@ def _weight_problems(loss: Objective, dataset: Dataset) -> list[str]:
     return []
 
 
-def _as_dataset(data: Any, stack: ExitStack) -> Dataset:
+def _as_dataset(data: Dataset | DataFrame | RDD[Any], stack: ExitStack) -> Dataset:
     """Ingest what is not a Dataset yet, until the end of the call."""
     if isinstance(data, Dataset):
         return data
     if isinstance(data, DataFrame):
         return stack.enter_context(Dataset.from_dataframe(data))
-    if isinstance(data, RDD):
-        return stack.enter_context(Dataset.from_rdd(data))
-    problem = f"data is a {type(data).__name__}; it must be a Dataset, a DataFrame or an RDD"
-    raise InvalidCall("minimize", [problem])
-
-
-def _refuse_labels(loss: Objective, dataset: Dataset) -> None:
-    """Raise BadData for labels outside the objective's domain, with the place of the first."""
-    if type(loss).bad_labels is Objective.bad_labels:
-        return
-    known = None if dataset.labels is None else np.array(dataset.labels)
-    if known is not None and not loss.bad_labels(known).size:
-        return
-    found = dataset.find_labels(loss.bad_labels, known)
-    if found is not None:
-        partition, row, label = found
-        raise BadData(
-            f"{type(loss).__name__} needs labels that are {loss.label_rule()};"
-            f" partition {partition}, row {row} (both counted from 0) has {label:g}"
-        )
+    return stack.enter_context(Dataset.from_rdd(data))
 
 
 def _two_labels(loss: Objective, dataset: Dataset) -> tuple[float, float]:

@@ -11,6 +11,7 @@ from pyspark.sql.types import NumericType
 from sparkdist import datasets
 from sparkdist.errors import InvalidCall
 from sparkdist.spark.dataset import Dataset
+from sparkdist.spark.sources import read_libsvm
 
 __all__ = ["FORMATS", "read_dataframe", "read_dataset"]
 
@@ -56,10 +57,7 @@ def read_dataframe(
         return _embedded_dataframe(spark, *_embedded(data))
     kind = kind or _guess(data)
     if kind == "libsvm":
-        reader = spark.read.format("libsvm")
-        return (reader if n_features is None else reader.option("numFeatures", n_features)).load(
-            data
-        )
+        return read_libsvm(spark, data, n_features)
     if kind == "csv":
         return spark.read.csv(data, header=True, inferSchema=True)
     if kind == "parquet":

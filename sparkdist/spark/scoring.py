@@ -12,7 +12,7 @@ from pyspark.sql import functions as F
 from pyspark.sql.pandas.functions import arrow_udf
 
 from sparkdist.blocks import Array, Block
-from sparkdist.errors import BadData
+from sparkdist.errors import BadData, InvalidCall
 from sparkdist.layout import Layout
 from sparkdist.model import Model
 from sparkdist.spark.dataset import Dataset
@@ -46,9 +46,21 @@ class SparkModel(Model):
         """Weighted means over a dataset's rows.
 
         ``loss``, without penalty; and ``error_rate``, the share of wrong labels, or
-        ``mean_squared_error``.
+        ``mean_squared_error``.  Labels of two classes may be {0, 1} or {-1, +1}, whatever the
+        model was trained on.
+
+        Raises
+        ------
+        InvalidCall
+            If the dataset does not have ``n_features`` features.
+        BadData
+            For labels that the objective does not know.
         """
         self.require_known_loss()
+        if dataset.n_features != self.n_features:
+            problem = f"the model has {self.n_features} features, the data {dataset.n_features}"
+            raise InvalidCall("evaluate", [problem])
+        dataset.refuse_labels(self.objective)
         w = Layout.of(self.parameters).flatten(self.parameters)
 
         def sums(partition: int, blocks: Iterator[Block]) -> Array:
@@ -61,14 +73,23 @@ class SparkModel(Model):
     def _sums(self, w: Array, block: Block) -> Array:
         """Sums of loss, error and weight over a block."""
         total = self.objective.value_and_grad(w, block)
-        predicted = self.from_scores(self.objective.scores(w, block.X))
-        wrong = predicted != block.y if self.objective.classifies else (predicted - block.y) ** 2
+        scores = self.objective.scores(w, block.X)
+        predicted = self.objective.predict(scores)
+        if not self.objective.classifies:
+            wrong = (predicted - block.y) ** 2
+        elif scores.ndim == 1:
+            wrong = (predicted > 0) != (block.y > 0)  # in both conventions class 1 is positive
+        else:
+            wrong = predicted != block.y
         return np.array([total.loss, block.weight @ wrong, total.weight])
 
     def _transform(self, df: DataFrame, features: str | Sequence[str] | None) -> DataFrame:
         self.require_known_loss()
         chosen = self.features if features is None else features
         columns, plan = plan_columns("predict", df, chosen, ())
+        if plan.kind == "columns" and len(columns) != self.n_features:
+            problem = f"the model has {self.n_features} features, {chosen!r} are {len(columns)}"
+            raise InvalidCall("predict", [problem])
         fields = {"prediction": "double"}
         if self.gives_probabilities:
             fields["probability"] = "array<double>" if self.objective.n_intercepts > 1 else "double"

@@ -17,6 +17,7 @@ from scipy.sparse import csr_array, issparse
 
 from sparkdist.blocks import Block, Matrix
 from sparkdist.errors import InvalidCall, UnsupportedSession
+from sparkdist.spark.failures import told_plainly
 from sparkdist.spark.from_arrow import Columns
 from sparkdist.spark.ingest import Handle, keep
 from sparkdist.spark.residency import Place
@@ -62,7 +63,8 @@ def plan_columns(
     """
     names = [features] if isinstance(features, str) else list(features)
     types = {field.name: field.dataType for field in df.schema}
-    problems = _missing(df, [*names, *scalars]) + _not_numeric("column", scalars, types)
+    problems = [] if names else ["the list of feature columns is empty"]
+    problems += _missing(df, [*names, *scalars]) + _not_numeric("column", scalars, types)
     kind = _kind(features, types, problems)
     if problems:
         raise InvalidCall(caller, problems)
@@ -76,7 +78,7 @@ def _missing(df: DataFrame, names: Sequence[str]) -> list[str]:
         f"there is no column {name!r}; there are {', '.join(df.columns)}"
         for name in names
         if name not in df.columns
-    ] + ([] if names else ["the list of feature columns is empty"])
+    ]
 
 
 def _not_numeric(what: str, names: Sequence[str], types: Mapping[str, DataType]) -> list[str]:
@@ -146,14 +148,15 @@ def _handle_of_row(row: Any) -> Handle:
 
 
 def read_libsvm(
-    spark: SparkSession, path: str, n_features: int | None, n_partitions: int | None
+    spark: SparkSession, path: str, n_features: int | None, n_partitions: int | None = None
 ) -> DataFrame:
     """Read LIBSVM text with Spark's own reader: columns label and features."""
     refuse_connect(spark)
     reader = spark.read.format("libsvm")
     if n_features is not None:
         reader = reader.option("numFeatures", n_features)
-    df = reader.load(path)
+    with told_plainly("reading LIBSVM text"):  # without n_features this is a pass over the text
+        df = reader.load(path)
     return df if n_partitions is None else df.repartition(n_partitions)
 
 
