@@ -10,6 +10,7 @@ import json
 import logging
 import sys
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -83,7 +84,7 @@ def main(arguments: list[str] | None = None) -> int:
     spark = SparkSession.builder.appName("sparkdist train").getOrCreate()
     try:
         return train(spark, options)
-    except (SparkdistError, PySparkException) as error:  # as for a path that is not there
+    except (SparkdistError, PySparkException, OSError) as error:  # as for a path that is not there
         logger.error("%s", error)
         return 2
     finally:
@@ -94,9 +95,16 @@ def train(spark: Any, options: argparse.Namespace) -> int:
     """Read, minimise, evaluate, save and report."""
     import sparkdist
 
+    folder = Path(options.output)
+    folder.mkdir(parents=True, exist_ok=True)  # before the work, in case it cannot be made
     began = time.perf_counter()
-    with open_data(spark, options, options.data) as dataset:
+    with ExitStack() as stack:
+        dataset = stack.enter_context(open_data(spark, options, options.data))
         ingested = time.perf_counter() - began
+        sets = {"train": dataset}
+        if options.test_data:
+            options.n_features = dataset.n_features
+            sets["test"] = stack.enter_context(open_data(spark, options, options.test_data))
         result = sparkdist.minimize(
             make_objective(options, dataset.labels),
             dataset,
@@ -108,14 +116,10 @@ def train(spark: Any, options: argparse.Namespace) -> int:
             tol=options.tol,
             max_iter=options.max_iter,
         )
-        metrics = {"train": result.model.evaluate(dataset)}
+        metrics = {name: result.model.evaluate(data) for name, data in sets.items()}
         size = repr(dataset).removeprefix("Dataset(").removesuffix(")")
-    if options.test_data:
-        options.n_features = result.model.n_features
-        with open_data(spark, options, options.test_data) as dataset:
-            metrics["test"] = result.model.evaluate(dataset)
     result.model.metrics.update(metrics, objective=result.fun, message=result.message)
-    files = save(result, Path(options.output))
+    files = save(result, folder)
     report(options, result, metrics, f"{size}, ingested in {ingested:.1f} s", files)
     return 0 if result.success and met(options.expect, result.fun) else 1
 

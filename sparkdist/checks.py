@@ -21,7 +21,7 @@ _NOT_OPTIONS = ("fun", "w0", "tol", "max_iter", "callback", "l1", "bounds", "hes
 
 
 def find_problems(
-    loss: Objective,
+    loss: Objective | None,
     method: str,
     penalty: Any,
     bounds: Any,
@@ -31,6 +31,8 @@ def find_problems(
     max_iter: int,
 ) -> list[str]:
     """Find what is wrong with a call whatever the data: a sentence for each problem.
+
+    ``loss`` is None where there is none, because what was given is not an objective.
 
     What a solver can do is read off its signature: bounds, if it has a parameter ``bounds``.
     """
@@ -45,20 +47,21 @@ def find_problems(
     if method not in registry.names(solvers):
         known = ", ".join(registry.names(solvers))
         return [*problems, f"there is no method {method!r}; there are {known}"]
-    _warn_of_kinks(loss)
+    if loss is not None:
+        _warn_of_kinks(loss)
     has_l1 = penalty is not None and penalty.l1 > 0
     problems += _unsupported(loss, method, has_l1, bounds is not None)
     return problems + _unknown_options(method, options)
 
 
-def _unsupported(loss: Objective, method: str, has_l1: bool, has_bounds: bool) -> list[str]:
+def _unsupported(loss: Objective | None, method: str, has_l1: bool, has_bounds: bool) -> list[str]:
     """Find what the solver cannot do, and say which one can."""
     wanted, problems = _parameters(method), []
     if has_l1 and "l1" not in wanted:
         problems.append(f"{method} cannot use an L1 penalty; use {_solvers_with('l1')}")
     if has_bounds and "bounds" not in wanted:
         problems.append(f"{method} cannot use bounds; use {_solvers_with('bounds')}")
-    if "hessp" in wanted and not loss.twice:
+    if "hessp" in wanted and loss is not None and not loss.twice:
         name = type(loss).__name__
         problems.append(f"{method} needs Hessian-vector products, and {name} has none; use lbfgs")
     return problems

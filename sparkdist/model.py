@@ -113,6 +113,9 @@ class Model:
         if isinstance(self.objective, UserLoss):
             problem = "its loss is your own function, and code is not saved; save `result.x`"
             raise InvalidCall("save", [problem])
+        if not type(self.objective).__module__.startswith("sparkdist.objectives."):
+            problem = f"{type(self.objective).__name__} is your own class, and code is not saved"
+            raise InvalidCall("save", [f"{problem}; save `result.x`"])
         # Not ascontiguousarray, which makes a vector of an intercept that is one number.
         arrays = {k: np.asarray(v, order="C") for k, v in _named(self.parameters).items()}
         tensors = save(arrays)

@@ -90,6 +90,9 @@ def pose(
 ) -> Problem:
     """Put a problem together; what does not fit is added to ``problems``."""
     layout = _layout(objective, n_features, intercept, problems)
+    if isinstance(unpenalized, str):
+        problems.append(f"unpenalized is {unpenalized!r}; it must be a list of names")
+        unpenalized = [unpenalized]
     if unknown := set(unpenalized) - set(layout.names):
         problems.append(f"unpenalized names {sorted(unknown)}; the model has {list(layout.names)}")
     mask = np.ones(layout.size)
@@ -167,6 +170,8 @@ def _pairs(bounds: Any, layout: Layout, n_weights: int) -> list[tuple[slice, tup
         low, high = bounds.lb, bounds.ub
     else:
         pairs = [_pair(*pair) for pair in bounds]
+        if len(pairs) not in (layout.size, n_weights):
+            raise ValueError(f"{len(pairs)} pairs")
         low, high = (np.array(side) for side in zip(*pairs, strict=True))
     whole = layout.size in (np.size(low), np.size(high))
     return [(slice(None) if whole else slice(0, n_weights), (low, high))]

@@ -496,7 +496,8 @@ def undeclared(wanted: dict[str, set[str]], used: set[str]) -> list[str]:
 
 
 def test_every_dependency_is_imported():
-    assert unused(libraries(requirements()), third_party(lazy=True)) == []
+    by_pyspark = {"pandas"}  # mapInArrow asks for it, and PySpark does not declare it
+    assert unused(libraries(requirements()), third_party(lazy=True) | by_pyspark) == []
 
 
 def test_every_import_is_a_dependency_and_an_optional_one_waits_until_it_is_needed():

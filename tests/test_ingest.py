@@ -67,9 +67,16 @@ def test_a_block_is_as_large_as_the_constant_says():
     assert [len(block.y) for block in blocks] == pytest.approx([n / 4] * 4, abs=1)
 
 
+def test_a_sparse_block_has_at_least_as_many_bytes_as_a_gradient(monkeypatch):
+    monkeypatch.setattr(ingest, "BLOCK_BYTES", 120)
+    X = csr_array(([1.0] * 30, [0] * 30, range(31)), shape=(30, 30))  # a gradient of 240 bytes
+    blocks = kept(keep([Block(X, np.ones(30), np.ones(30))], "data", 0))
+    assert [block.X.nnz for block in blocks] == [15, 15]
+
+
 def test_of_sparse_rows_values_and_indices_count(monkeypatch):
     monkeypatch.setattr(ingest, "BLOCK_BYTES", 120)
-    X = csr_array(np.eye(30))  # 30 values of 12 bytes: three blocks
+    X = csr_array(([1.0] * 30, [0] * 30, range(31)), shape=(30, 5))  # 12 bytes a row: 3 blocks
     blocks = kept(keep([Block(X, np.ones(30), np.ones(30))], "data", 0))
     assert [block.X.nnz for block in blocks] == [10, 10, 10]
     assert_array_equal(stack(blocks)[0], np.eye(30))

@@ -116,7 +116,6 @@ RUNS = [
     ("A-L2s", "newton_cg", "rdd", 2),
     ("A-L1", "owlqn", "parquet", 3),
     ("A-L1b", "owlqn", "dataframe", 1),
-    ("A-L1b", "owlqn", "rdd", 7),
     ("A-L1b", "gd", "parquet", 2),
     ("A-NN", "lbfgs", "dataframe", 3),
     ("A-NN", "lbfgs", "parquet", 7),

@@ -103,6 +103,12 @@ def test_all_wrong_arguments_are_in_one_error(spark):
     assert len(found) == 6
 
 
+def test_a_wrong_objective_hides_no_other_problem(spark):
+    found = problems_of(spark, "logitic", [1, 2], method="sgd", tol=-1)
+    assert [sentence.split("'")[1] for sentence in found if "'" in sentence][:1] == ["logitic"]
+    assert len(found) == 4
+
+
 OBJECTIVES = [
     ("logitic", None, r"there is no 'logitic'; .* Did you mean 'logistic'\?"),
     ("anything", None, "there is no 'anything'; there are hinge, huber, logistic"),

@@ -37,17 +37,17 @@ def by_hand(block: Block) -> tuple[float, Array, Array]:
 # --- A1 and R26: partitions of any size --------------------------------------------------------
 
 
-@MODES
 @pytest.mark.parametrize("n", [1, 3, 7, 64])
-def test_the_sums_of_a_pass_are_those_of_numpy(n, deterministic, spark):
+def test_the_sums_of_a_pass_are_those_of_numpy(n, spark):
     # 40 rows in 64 partitions: 24 are empty, 40 have one row.
     X = csr_array(TABLE.X) if n == 3 else TABLE.X
-    with Dataset.from_arrays(spark, X, TABLE.y, TABLE.weight, n_partitions=n) as data:
-        engine = AggregateEngine(data, deterministic=deterministic)
-        found, curved = engine.value_and_grad(Logistic(), W), engine.hessp(Logistic(), W, V)
     loss, grad, Hv = by_hand(TABLE)
-    assert_allclose([found.loss, found.weight], [loss, TABLE.weight.sum()], rtol=1e-12)
-    assert_allclose(found.grad, grad, rtol=1e-12, atol=1e-12 * np.abs(grad).max())
+    with Dataset.from_arrays(spark, X, TABLE.y, TABLE.weight, n_partitions=n) as data:
+        ordered, tree = (AggregateEngine(data, deterministic=mode) for mode in (True, False))
+        for found in (engine.value_and_grad(Logistic(), W) for engine in (ordered, tree)):
+            assert_allclose([found.loss, found.weight], [loss, TABLE.weight.sum()], rtol=1e-12)
+            assert_allclose(found.grad, grad, rtol=1e-12, atol=1e-12 * np.abs(grad).max())
+        curved = tree.hessp(Logistic(), W, V)
     assert_allclose(curved.grad, Hv, rtol=1e-12, atol=1e-12 * np.abs(Hv).max())
     assert_allclose(curved.weight, TABLE.weight.sum(), rtol=1e-12)
 
@@ -88,10 +88,9 @@ def test_a_row_of_weight_three_is_three_rows_and_of_weight_zero_none(spark):
 def test_a_pass_is_one_job(method, deterministic, spark):
     with Dataset.from_arrays(spark, *TABLE, n_partitions=7) as data:
         with counted_jobs(spark.sparkContext) as jobs:
-            found = minimize(
-                "logistic", data, method=method, penalty=L2(0.1), deterministic=deterministic
-            )
-        assert len(jobs) == found.passes > found.nit > 2
+            options = {"penalty": L2(0.1), "deterministic": deterministic, "tol": 1e-3}
+            found = minimize("logistic", data, method=method, **options)
+        assert len(jobs) == found.passes > found.nit > 1
 
 
 def test_an_ingest_is_one_job(spark):
@@ -113,7 +112,7 @@ class Late(Logistic):
     def value_and_grad(self, w: Array, block: Block) -> Partial:
         context = TaskContext.get()
         assert context is not None
-        until = time.perf_counter() + 0.03 * (context.partitionId() % 2 == self.parity)
+        until = time.perf_counter() + 0.02 * (context.partitionId() % 2 == self.parity)
         while time.perf_counter() < until:
             pass
         with open(self.book, "a") as book:
@@ -134,22 +133,18 @@ def solve(wide: Dataset, tmp_path: Path) -> Callable[..., tuple[Result, list[str
 
     def run(parity: int, deterministic: bool) -> tuple[Result, list[str]]:
         book = tmp_path / f"{parity}-{deterministic}"
-        options = {"penalty": L2(1e-3), "max_iter": 3, "deterministic": deterministic}
+        options = {"penalty": L2(1e-3), "max_iter": 2, "deterministic": deterministic}
         return minimize(Late(parity, book), wide, **options), book.read_text().split()
 
     return run
 
 
-def test_deterministic_runs_are_equal_bit_by_bit_whoever_ends_first(solve):
-    (a, order_a), (b, order_b) = solve(0, True), solve(1, True)
+def test_runs_are_equal_bit_by_bit_if_asked_and_else_but_for_rounding(solve):
+    (a, order_a), (b, order_b), (c, _) = solve(0, True), solve(1, True), solve(1, False)
     assert order_a != order_b
     assert sorted(order_a) == sorted(order_b)
     assert_array_equal(a.x, b.x)
-    assert_array_equal(a.history.fun, b.history.fun)
     assert_array_equal(a.jac, b.jac)
-
-
-def test_other_runs_are_equal_but_for_rounding(solve):
-    (a, _), (b, _) = solve(0, True), solve(1, False)
-    assert_allclose(b.fun, a.fun, rtol=1e-13)
-    assert_allclose(b.x, a.x, rtol=1e-10)
+    assert_array_equal(a.history.fun, b.history.fun)
+    assert_allclose(c.fun, a.fun, rtol=1e-13)
+    assert_allclose(c.x, a.x, rtol=1e-10)

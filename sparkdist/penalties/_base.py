@@ -23,8 +23,6 @@ class Penalty(ABC):
     It acts on each coordinate alone, so that the caller leaves the intercept and other
     coordinates unpenalised by passing ``w * mask``, with 0 in the mask where w is free; after
     ``prox``, which sends those to 0, it puts them back: ``where(mask, prox(w, step), w)``.
-
-    A penalty of another form overrides ``value``, ``grad`` and ``prox``.
     """
 
     @property

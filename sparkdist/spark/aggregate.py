@@ -78,7 +78,7 @@ class AggregateEngine:
         return self._pass(step, w, v)
 
     def _pass(self, step: Step, *vectors: Array) -> Partial:
-        shared = self._dataset.context.broadcast(vectors)
+        shared = self._dataset.handles.context.broadcast(vectors)
         work = functools.partial(_sum_blocks, step, shared)
         try:
             return self._in_order(work) if self._deterministic else self._as_a_tree(work)

@@ -15,7 +15,7 @@ from pyspark import RDD, SparkContext, StorageLevel
 from pyspark.sql import DataFrame, SparkSession
 
 from sparkdist.blocks import Block, Matrix
-from sparkdist.errors import BadData, InvalidCall, PassFailed, SparkdistError
+from sparkdist.errors import BadData, InvalidCall, PassFailed
 from sparkdist.objectives import Objective
 from sparkdist.spark import parquet, sources
 from sparkdist.spark.failures import told_plainly
@@ -74,7 +74,7 @@ class Dataset:
             with told_plainly("reading the data"):
                 found = self._handles.collect()
             _refuse_bad(found)
-        except SparkdistError:
+        except BaseException:  # Ctrl-C too: nobody else could remove what is there
             self._sweep()
             raise
         filled = [handle for handle in found if handle.n_rows]
@@ -113,7 +113,7 @@ class Dataset:
         UnsupportedSession
             On Spark Connect, which has no RDDs.
         """
-        sources.refuse_connect(df)
+        sources.refuse_not_dataframe(df)
         scalars = [label] if weight is None else [label, weight]
         columns, plan = sources.plan_columns("from_dataframe", df, features, scalars)
         name = _new_name()
@@ -253,8 +253,12 @@ class Dataset:
         Raises
         ------
         InvalidCall
-            After :meth:`unpersist`, because each pass would ingest again.
+            After :meth:`unpersist`, because each pass would ingest again; and after the
+            SparkContext was stopped.
         """
+        if self._stopped:
+            problem = "its SparkContext was stopped; ingest again in a new session"
+            raise InvalidCall("this dataset cannot be used any more", [problem])
         if not self._handles.is_cached:
             problem = "unpersist, or leaving its `with`, has removed its blocks; ingest again"
             raise InvalidCall("this dataset cannot be used any more", [problem])
@@ -262,10 +266,15 @@ class Dataset:
 
     def unpersist(self) -> None:
         """Remove the blocks from the executors; the dataset cannot be used afterwards."""
-        if not self._handles.is_cached:
+        if not self._handles.is_cached or self._stopped:
             return
         self._handles.foreach(_forget)
         self._handles.unpersist()
+
+    @property
+    def _stopped(self) -> bool:
+        """Whether the SparkContext is gone, and the blocks with it."""
+        return self.context._jsc is None
 
     def _sweep(self) -> None:
         """Remove what an ingest that failed has left, where a task can be had.

@@ -127,7 +127,11 @@ def _cut(chunk: Block) -> Iterator[Block]:
     X, y, weight = chunk
     n_rows = len(y)
     n_bytes = X.nbytes if isinstance(X, np.ndarray) else X.data.nbytes + X.indices.nbytes
-    n_blocks = min(n_rows, max(1, -(-n_bytes // BLOCK_BYTES), -(-n_rows // _BLOCK_ROWS)))
+    # Each sparse block adds a dense gradient of d: with d = 5 million, small ones took 0.7 s, and
+    # one of as many bytes as the gradient 0.06 s.
+    d = 0 if isinstance(X, np.ndarray) else X.shape[1]
+    by_bytes, by_rows = max(BLOCK_BYTES, 8 * d), max(_BLOCK_ROWS, d)
+    n_blocks = min(n_rows, max(1, -(-n_bytes // by_bytes), -(-n_rows // by_rows)))
     edges = np.linspace(0, n_rows, n_blocks + 1).astype(int) if n_rows else [0]
     for start, stop in zip(edges[:-1], edges[1:], strict=True):
         yield Block(X[start:stop], y[start:stop], weight[start:stop])

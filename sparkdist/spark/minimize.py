@@ -22,7 +22,7 @@ from sparkdist.run import Run
 from sparkdist.spark.aggregate import AggregateEngine
 from sparkdist.spark.dataset import Dataset
 from sparkdist.spark.scoring import SparkModel
-from sparkdist.spark.sources import refuse_connect
+from sparkdist.spark.sources import describe, refuse_connect
 
 __all__ = ["minimize"]
 
@@ -111,14 +111,14 @@ def minimize(
     """
     began = time.perf_counter()
     refuse_connect(data)
-    loss = as_objective(objective, w0)
-    problems = find_problems(loss, method, penalty, bounds, options, tol=tol, max_iter=max_iter)
+    loss, problems = _objective_or_problems(objective, w0)
+    problems += find_problems(loss, method, penalty, bounds, options, tol=tol, max_iter=max_iter)
     if engine not in _ENGINES:
         problems.append(f"there is no engine {engine!r}; there are {', '.join(_ENGINES)}")
     if not isinstance(data, Dataset | DataFrame | RDD):
-        kind = type(data).__name__
-        problems.append(f"data is a {kind}; it must be a Dataset, a DataFrame or an RDD")
-    if problems and not isinstance(data, Dataset):
+        rule = "it must be a Dataset, a DataFrame or an RDD"
+        problems.append(f"data is {describe(data)}; {rule}")
+    if loss is None or (problems and not isinstance(data, Dataset)):
         raise InvalidCall("minimize", problems)
     with ExitStack() as stack:
         dataset = _as_dataset(data, stack)
@@ -143,6 +143,13 @@ def minimize(
     labels = _two_labels(loss, dataset)
     result.model = SparkModel(loss, result.x, dataset.n_features, labels, dataset.features)
     return result
+
+
+def _objective_or_problems(objective: Any, w0: Any) -> tuple[Objective | None, list[str]]:
+    try:
+        return as_objective(objective, w0), []
+    except InvalidCall as error:
+        return None, list(error.problems)
 
 
 def _weight_problems(loss: Objective, dataset: Dataset) -> list[str]:

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 from sparkdist.blocks import Block
 from sparkdist.errors import BadData, InvalidCall
 from sparkdist.spark.from_arrow import Columns
+from sparkdist.spark.sources import leaks
 
 __all__ = ["ParquetReader", "Split", "plan"]
 
@@ -119,6 +120,7 @@ def _reader(
     names = [features] if isinstance(features, str) else list(features)
     scalars = [label] + ([] if weight is None else [weight])
     problems = [] if names else ["the list of feature columns is empty"]
+    problems += leaks(names, scalars)
     problems += [
         f"there is no column {name!r}; there are {', '.join(schema.names)}"
         for name in (*names, *scalars)

@@ -27,7 +27,7 @@ from scipy.sparse import csr_array
 
 from sparkdist.blocks import Array, Block
 
-__all__ = ["BlockFile", "BlocksGone", "Place", "forget", "open_blocks", "sum_of_file_sizes"]
+__all__ = ["BlockFile", "BlocksGone", "Place", "forget", "open_blocks"]
 
 _ALIGNMENT = 64  # one cache line; BLAS kernels choose the same code path for every block
 _RESERVE = 64 << 20  # bytes: room is reserved ahead; growing page by page writes 2-4 times slower
@@ -151,11 +151,6 @@ def forget(dataset: str, *directories: str) -> None:
     """Remove what this executor, and those that wrote to ``directories``, keep of a dataset."""
     for base in (*directories, *_local_directories()):
         shutil.rmtree(Path(base, dataset), ignore_errors=True)
-
-
-def sum_of_file_sizes(place: Place) -> int:
-    """Bytes of a partition's file."""
-    return next((path.stat().st_size for path in place.candidates() if path.exists()), 0)
 
 
 def _reserve(descriptor: int, n_bytes: int) -> None:

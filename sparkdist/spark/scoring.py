@@ -15,6 +15,7 @@ from sparkdist.blocks import Array, Block
 from sparkdist.errors import BadData, InvalidCall
 from sparkdist.layout import Layout
 from sparkdist.model import Model
+from sparkdist.objectives import Objective
 from sparkdist.spark.dataset import Dataset
 from sparkdist.spark.from_arrow import feature_matrix
 from sparkdist.spark.ingest import BadRow
@@ -62,26 +63,17 @@ class SparkModel(Model):
             raise InvalidCall("evaluate", [problem])
         dataset.refuse_labels(self.objective)
         w = Layout.of(self.parameters).flatten(self.parameters)
+        shared = dataset.handles.context.broadcast((self.objective, w))
 
         def sums(partition: int, blocks: Iterator[Block]) -> Array:
-            return np.sum([self._sums(w, block) for block in blocks], axis=0)
+            return np.sum([_sums(*shared.value, block) for block in blocks], axis=0)
 
-        loss, error, weight = np.sum(dataset.visit(sums), axis=0)
+        try:
+            loss, error, weight = np.sum(dataset.visit(sums), axis=0)
+        finally:
+            shared.destroy()
         name = "error_rate" if self.objective.classifies else "mean_squared_error"
         return {"loss": float(loss / weight), name: float(error / weight)}
-
-    def _sums(self, w: Array, block: Block) -> Array:
-        """Sums of loss, error and weight over a block."""
-        total = self.objective.value_and_grad(w, block)
-        scores = self.objective.scores(w, block.X)
-        predicted = self.objective.predict(scores)
-        if not self.objective.classifies:
-            wrong = (predicted - block.y) ** 2
-        elif scores.ndim == 1:
-            wrong = (predicted > 0) != (block.y > 0)  # in both conventions class 1 is positive
-        else:
-            wrong = predicted != block.y
-        return np.array([total.loss, block.weight @ wrong, total.weight])
 
     def _transform(self, df: DataFrame, features: str | Sequence[str] | None) -> DataFrame:
         self.require_known_loss()
@@ -93,10 +85,14 @@ class SparkModel(Model):
         fields = {"prediction": "double"}
         if self.gives_probabilities:
             fields["probability"] = "array<double>" if self.objective.n_intercepts > 1 else "double"
+        if taken := sorted(set(fields) & set(df.columns)):
+            problem = f"the data already has {taken}, which it would add; drop or rename them"
+            raise InvalidCall("predict", [problem])
         schema = ", ".join(f"{name}: {kind}" for name, kind in fields.items())
         score = arrow_udf(self._scorer(plan.kind), f"struct<{schema}>")  # type: ignore[call-overload]
-        scored = df.withColumn("_scored", score(*columns))
-        return scored.withColumns({name: F.col("_scored")[name] for name in fields}).drop("_scored")
+        scored = df.withColumn("_sparkdist_scored", score(*columns))
+        found = {name: F.col("_sparkdist_scored")[name] for name in fields}
+        return scored.withColumns(found).drop("_sparkdist_scored")
 
     def _scorer(self, kind: str) -> Callable[..., pa.Array]:
         def score(*arrays: pa.Array) -> pa.Array:
@@ -110,6 +106,20 @@ class SparkModel(Model):
             return pa.StructArray.from_arrays([_arrow(v) for v in found.values()], list(found))
 
         return score
+
+
+def _sums(objective: Objective, w: Array, block: Block) -> Array:
+    """Sums of loss, error and weight over a block."""
+    total = objective.value_and_grad(w, block)
+    scores = objective.scores(w, block.X)
+    predicted = objective.predict(scores)
+    if not objective.classifies:
+        wrong = (predicted - block.y) ** 2
+    elif scores.ndim == 1:
+        wrong = (predicted > 0) != (block.y > 0)  # in both conventions class 1 is positive
+    else:
+        wrong = predicted != block.y
+    return np.array([total.loss, block.weight @ wrong, total.weight])
 
 
 def _arrow(values: Array) -> pa.Array:

@@ -23,11 +23,14 @@ from sparkdist.spark.ingest import Handle, keep
 from sparkdist.spark.residency import Place
 
 __all__ = [
+    "describe",
     "handles_of_dataframe",
+    "leaks",
     "parallelize",
     "plan_columns",
     "read_libsvm",
     "refuse_connect",
+    "refuse_not_dataframe",
     "refuse_not_rdd",
 ]
 
@@ -54,6 +57,22 @@ def refuse_not_rdd(rdd: Any) -> None:
         raise InvalidCall("from_rdd", [problem])
 
 
+def refuse_not_dataframe(df: Any) -> None:
+    """Raise InvalidCall for what is not a DataFrame of Spark."""
+    refuse_connect(df)
+    if not isinstance(df, DataFrame):
+        problem = f"a DataFrame of Spark is needed, not {describe(df)}"
+        raise InvalidCall("from_dataframe", [problem])
+
+
+def describe(data: Any) -> str:
+    """Say what somebody gave in place of data, and what to do with a pandas DataFrame."""
+    kind = type(data)
+    if kind.__module__.startswith("pandas"):
+        return f"a pandas {kind.__name__}: make it Spark's with spark.createDataFrame(...)"
+    return f"a {kind.__name__}"
+
+
 def plan_columns(
     caller: str, df: DataFrame, features: str | Sequence[str], scalars: Sequence[str]
 ) -> tuple[list[Column], Columns]:
@@ -64,6 +83,7 @@ def plan_columns(
     names = [features] if isinstance(features, str) else list(features)
     types = {field.name: field.dataType for field in df.schema}
     problems = [] if names else ["the list of feature columns is empty"]
+    problems += leaks(names, scalars)
     problems += _missing(df, [*names, *scalars]) + _not_numeric("column", scalars, types)
     kind = _kind(features, types, problems)
     if problems:
@@ -71,6 +91,13 @@ def plan_columns(
     columns = _feature_columns(kind, names)
     plan = Columns(kind, len(columns), has_weight=len(scalars) == 2)
     return [*columns, *(_column(name).cast("double") for name in scalars)], plan
+
+
+def leaks(names: Sequence[str], scalars: Sequence[str]) -> list[str]:
+    """Find labels and weights that are among the features."""
+    return [
+        f"column {name!r} is label or weight, and a feature" for name in scalars if name in names
+    ]
 
 
 def _missing(df: DataFrame, names: Sequence[str]) -> list[str]:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple, TypeVar
 
 from sparkdist.blocks import Block
+from sparkdist.errors import BadData
 from sparkdist.spark.ingest import Handle
 from sparkdist.spark.residency import BlocksGone, open_blocks
 from sparkdist.spark.transport import acknowledge_at_once
@@ -24,9 +25,17 @@ class Missing(NamedTuple):
 def visit(
     work: Callable[[int, Iterator[Block]], T], handles: Iterable[Handle]
 ) -> Iterator[T | Missing]:
-    """Give ``work(partition, blocks)``, or Missing, for each handle whose partition has rows."""
+    """Give ``work(partition, blocks)``, or Missing, for each handle whose partition has rows.
+
+    Raises
+    ------
+    BadData
+        If the partition was ingested again and its rows have become bad.
+    """
     acknowledge_at_once()
     for handle in handles:
+        if handle.problem:
+            raise BadData(f"the source has changed since it was ingested: {handle.problem}")
         if not handle.n_rows:
             continue
         try:
