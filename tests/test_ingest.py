@@ -67,16 +67,22 @@ def test_a_block_is_as_large_as_the_constant_says():
     assert [len(block.y) for block in blocks] == pytest.approx([n / 4] * 4, abs=1)
 
 
+def ones_in_a_column(n, d):
+    """n rows with a 1 in the first of d columns, in indices of 4 bytes."""
+    indices, indptr = np.zeros(n, dtype=np.int32), np.arange(n + 1, dtype=np.int32)
+    return csr_array((np.ones(n), indices, indptr), shape=(n, d))
+
+
 def test_a_sparse_block_has_at_least_as_many_bytes_as_a_gradient(monkeypatch):
     monkeypatch.setattr(ingest, "BLOCK_BYTES", 120)
-    X = csr_array(([1.0] * 30, [0] * 30, range(31)), shape=(30, 30))  # a gradient of 240 bytes
+    X = ones_in_a_column(30, d=30)  # 360 bytes, and a gradient of 240
     blocks = kept(keep([Block(X, np.ones(30), np.ones(30))], "data", 0))
     assert [block.X.nnz for block in blocks] == [15, 15]
 
 
 def test_of_sparse_rows_values_and_indices_count(monkeypatch):
     monkeypatch.setattr(ingest, "BLOCK_BYTES", 120)
-    X = csr_array(([1.0] * 30, [0] * 30, range(31)), shape=(30, 5))  # 12 bytes a row: 3 blocks
+    X = ones_in_a_column(30, d=5)  # 30 values of 12 bytes: three blocks
     blocks = kept(keep([Block(X, np.ones(30), np.ones(30))], "data", 0))
     assert [block.X.nnz for block in blocks] == [10, 10, 10]
     assert_array_equal(stack(blocks)[0], np.eye(30))
