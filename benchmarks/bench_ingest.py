@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -34,10 +34,11 @@ def main() -> None:
         times = in_turns(
             {
                 "mapInArrow that throws away": lambda: flat.mapInArrow(_sink, "n long").collect(),
-                "Dataset.from_dataframe": freeing(lambda: Dataset.from_dataframe(df)),
-                "Dataset.from_parquet": freeing(lambda: Dataset.from_parquet(spark, folder)),
+                "Dataset.from_dataframe": lambda: Dataset.from_dataframe(df),
+                "Dataset.from_parquet": lambda: Dataset.from_parquet(spark, folder),
             },
             rounds=7,
+            after=free,
         )
         base = times["mapInArrow that throws away"]
         rows = [
@@ -54,14 +55,10 @@ def main() -> None:
     spark.stop()
 
 
-def freeing(ingest: Callable[[], Dataset]) -> Callable[[], None]:
-    """Ingest, and give the space back."""
-
-    def work() -> None:
-        with ingest():
-            pass
-
-    return work
+def free(result: Any) -> None:
+    """Give the space of a dataset back."""
+    if isinstance(result, Dataset):
+        result.unpersist()
 
 
 def write_parquet(folder: Path) -> None:

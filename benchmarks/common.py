@@ -46,16 +46,25 @@ def seconds(work: Callable[[], object]) -> float:
 
 
 def in_turns(
-    contenders: dict[str, Callable[[], object]], rounds: int, warmups: int = 2
+    contenders: dict[str, Callable[[], Any]],
+    rounds: int,
+    warmups: int = 2,
+    after: Callable[[Any], object] = lambda result: None,
 ) -> dict[str, list[float]]:
-    """Time the contenders A B C A B C ...: what disturbs the machine disturbs them all."""
+    """Time the contenders A B C A B C ...: what disturbs the machine disturbs them all.
+
+    ``after`` is called on what a contender returns, when the clock has stopped.
+    """
     for work in contenders.values():
         for _ in range(warmups):
-            work()
+            after(work())
     times: dict[str, list[float]] = {name: [] for name in contenders}
     for _ in range(rounds):
         for name, work in contenders.items():
-            times[name].append(seconds(work))
+            start = time.perf_counter()
+            result = work()
+            times[name].append(time.perf_counter() - start)
+            after(result)
     return times
 
 

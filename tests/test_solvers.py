@@ -674,7 +674,8 @@ L1 = {"l1_ratio": 1.0} if NEW else {"penalty": "l1"}
 LIBLINEAR = {"solver": "liblinear", "tol": 1e-8, "max_iter": 100_000, "random_state": 0}
 
 needs_text = pytest.mark.skipif(
-    not TEXT.exists(), reason=f"problem T is not redistributable; it would be at {TEXT.name}"
+    not TEXT.exists(),
+    reason="problem T needs ../shared/data/text/train.libsvm.gz: not for redistribution",
 )
 DATA = {"A": a9a, "T": text}
 ON_BOTH = ["A", pytest.param("T", marks=needs_text)]
