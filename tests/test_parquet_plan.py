@@ -171,8 +171,14 @@ def test_all_missing_columns_are_named_together(tmp_path):
 def test_all_columns_that_are_no_numbers_are_named_together(tmp_path):
     path = write(tmp_path, 10)
     what = f"column 'text' is string; it must be numeric ({path}/part-0.parquet)"
-    assert problems(path, ["a", "text"], "label", "text") == (what, what)
-    assert problems(path, "a", "text") == (what,)
+    assert problems(path, ["a"], "text", "text") == (what, what)
+    assert problems(path, ["a", "text"], "label") == (what,)
+
+
+def test_a_label_that_is_also_a_feature_is_refused(tmp_path):
+    path = write(tmp_path, 10)
+    what = f"column 'label' is label or weight, and a feature ({path}/part-0.parquet)"
+    assert problems(path, ["a", "label"], "label") == (what,)
 
 
 @pytest.mark.parametrize(
