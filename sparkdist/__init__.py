@@ -5,6 +5,7 @@ from importlib.metadata import version
 from sparkdist import datasets, errors, objectives
 from sparkdist.model import Model
 from sparkdist.objectives import (
+    MLP,
     Hinge,
     Huber,
     Logistic,
@@ -27,6 +28,7 @@ load = SparkModel.load
 __all__ = [
     "L1",
     "L2",
+    "MLP",
     "Dataset",
     "ElasticNet",
     "Hinge",

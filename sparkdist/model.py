@@ -52,7 +52,7 @@ class Model:
     metrics: dict[str, Any] = field(default_factory=dict)
 
     def scores(self, X: ArrayLike) -> Array:
-        """Linear scores of the rows of X (n, d), dense or sparse: (n,), or (n, n_classes).
+        """Scores of the rows of X (n, d), dense or sparse: (n,), or (n, n_classes).
 
         Raises
         ------
@@ -65,7 +65,12 @@ class Model:
         if X.ndim != 2 or X.shape[1] != self.n_features:
             problem = f"X must have shape (n, {self.n_features}); it has {X.shape}"
             raise InvalidCall("predict", [problem])
-        return self.objective.scores(Layout.of(self.parameters).flatten(self.parameters), X)
+        return self.objective.scores(self.flat(), X)
+
+    def flat(self) -> Array:
+        """Copy the parameters into one vector, in the order of the objective."""
+        layout = self.objective.own_layout or Layout.of(self.parameters)
+        return layout.flatten(self.parameters)
 
     def require_known_loss(self) -> None:
         """Raise InvalidCall where the loss is the user's own function."""
@@ -93,7 +98,7 @@ class Model:
     @property
     def gives_probabilities(self) -> bool:
         """Whether the objective is a likelihood of classes."""
-        return type(self.objective).probability is not Objective.probability
+        return self.objective.gives_probabilities
 
     def from_scores(self, scores: Array) -> Array:
         """Predictions for scores, in the labels of the training data."""
@@ -182,7 +187,7 @@ class Model:
         low, high = description["labels"]
         return cls(
             objective,
-            _in_order(arrays, objective.shape(description["n_features"])),
+            _in_order(arrays, objective, description["n_features"]),
             description["n_features"],
             (float(low), float(high)),
             description["features"],
@@ -194,11 +199,18 @@ def _named(parameters: Parameters) -> dict[str, Array]:
     return parameters if isinstance(parameters, dict) else {_ONE_ARRAY: parameters}
 
 
-def _in_order(arrays: dict[str, Array], shape: tuple[int, ...]) -> Parameters:
-    """Return weights, of this shape, before the intercept: safetensors sorts by name."""
+def _in_order(arrays: dict[str, Array], objective: Objective, n_features: int) -> Parameters:
+    """Return the arrays as the objective orders them: safetensors sorts by name."""
+    if objective.n_features not in (None, n_features):
+        raise ValueError(f"{n_features} features are not the {objective.n_features} of {objective}")
     shapes = {name: array.shape for name, array in arrays.items()}
-    if shapes == {_ONE_ARRAY: shape}:
+    shape = objective.shape(n_features)
+    if objective.own_layout is not None:
+        wanted = {str(name): size for name, size in objective.own_layout.shapes}
+    elif shapes == {_ONE_ARRAY: shape}:
         return arrays[_ONE_ARRAY]
-    if shapes != {"weights": shape, "intercept": shape[1:]}:
-        raise ValueError(f"weights of shape {shape} are needed, the tensors are {shapes}")
-    return {name: arrays[name] for name in ("weights", "intercept")}
+    else:
+        wanted = {"weights": shape, "intercept": shape[1:]}
+    if shapes != wanted:
+        raise ValueError(f"{objective} needs {wanted}, the tensors are {shapes}")
+    return {name: arrays[name] for name in wanted}

@@ -96,23 +96,29 @@ def pose(
     if unknown := set(unpenalized) - set(layout.names):
         problems.append(f"unpenalized names {sorted(unknown)}; the model has {list(layout.names)}")
     mask = np.ones(layout.size)
-    free = {*unpenalized, *(("intercept",) if intercept else ())}
+    free = {*unpenalized, *objective.biases, *(("intercept",) if intercept else ())}
     for name in free & set(layout.names):
         mask[layout.slices()[name]] = 0.0
-    start = _start(w0, layout, problems)
+    start = _start(objective.initial() if w0 is None else w0, layout, problems)
     box = _box(bounds, layout, objective.size(n_features), problems)
     l1, l2 = (0.0, 0.0) if penalty is None else (penalty.l1, penalty.l2)
     return Problem(objective, layout, start, mask, l1, l2, box)
 
 
 def _layout(objective: Objective, n_features: int, intercept: bool, problems: list[str]) -> Layout:
-    if isinstance(objective, UserLoss):
-        if intercept:
+    name = type(objective).__name__
+    if objective.n_features not in (None, n_features):
+        problems.append(f"{name} has {objective.n_features} inputs; the data {n_features} features")
+    if objective.own_layout is not None:
+        if intercept and objective.biases:
+            biases = ", ".join(objective.biases)
+            problems.append(f"intercept=True is for linear models; {name} has {biases} already")
+        elif intercept:
             problems.append(
                 "intercept=True is for the built-in objectives; give your own model an array for"
                 " it, as in w0={'w': ..., 'b': 0.0}, and name it in `unpenalized`"
             )
-        return objective.layout
+        return objective.own_layout
     shape = objective.shape(n_features)
     if not intercept:
         return Layout(((None, shape),))
@@ -120,7 +126,7 @@ def _layout(objective: Objective, n_features: int, intercept: bool, problems: li
 
 
 def _start(w0: Any, layout: Layout, problems: list[str]) -> Array:
-    """Flatten w0, zeros where there is none."""
+    """Flatten w0, or the objective's own start; zeros where there is neither."""
     if w0 is None:
         return np.zeros(layout.size)
     given = Layout.of(w0)

@@ -10,7 +10,7 @@ from scipy.sparse import csr_array
 from sparkdist import objectives, registry
 from sparkdist.blocks import Block, Partial
 from sparkdist.layout import Layout
-from sparkdist.objectives import Huber, Softmax, UserLoss
+from sparkdist.objectives import MLP, Huber, Softmax, UserLoss
 
 D = 5
 
@@ -28,8 +28,11 @@ def weighted_log_cosh(w, X, y, weight):
     return weight @ np.log(np.cosh(r)), X.T @ (weight * np.tanh(r))
 
 
+REGISTERED = [registry.get(objectives, name)() for name in registry.names(objectives)]
 MEMBERS = [
-    *(registry.get(objectives, name)() for name in registry.names(objectives)),
+    *(member for member in REGISTERED if member.n_features is None),
+    MLP((D, 4, 3), "tanh"),
+    MLP((D, 3, 1), "relu", "squared"),
     Softmax(n_classes=4),
     Huber(delta=0.3),
     UserLoss(log_cosh, Layout.of({"level": 0.0, "slope": np.zeros(D - 1)})),
@@ -41,7 +44,8 @@ def name_of(objective):
     return type(objective).__name__
 
 
-LINEAR = [member for member in MEMBERS if not isinstance(member, UserLoss)]
+LINEAR = [member for member in MEMBERS if member.n_intercepts]
+CONVEX = [member for member in MEMBERS if member.convex]
 SMOOTH = [member for member in MEMBERS if member.twice]
 WEIGHTED = [member for member in MEMBERS if getattr(member, "takes_weight", True)]
 SIGNED = [o for o in LINEAR if o.classifies and not o.bad_labels(np.array([-1.0, 1.0])).size]
@@ -101,19 +105,20 @@ def test_hessp_is_the_derivative_of_the_gradient(smooth, intercept):
 
 
 @pytest.mark.parametrize("smooth", SMOOTH, ids=name_of)
-def test_hessian_is_symmetric_and_positive_semidefinite(smooth):
+def test_hessian_is_symmetric_and_positive_semidefinite_where_the_loss_is_convex(smooth):
     w, block = random_problem(smooth, intercept=True)
     H = np.array([smooth.hessp(w, axis, block) for axis in np.eye(w.size)])
     assert_allclose(H, H.T, rtol=1e-12, atol=1e-12)
-    assert np.linalg.eigvalsh(H).min() > -1e-10
+    assert (np.linalg.eigvalsh(H).min() > -1e-10) == smooth.convex
     assert np.abs(H).max() > 0.1
 
 
-def test_gradient_is_a_subgradient_of_a_convex_function(objective):
-    w, block = random_problem(objective)
-    at_w = objective.value_and_grad(w, block)
+@pytest.mark.parametrize("convex", CONVEX, ids=name_of)
+def test_gradient_is_a_subgradient_of_a_convex_function(convex):
+    w, block = random_problem(convex)
+    at_w = convex.value_and_grad(w, block)
     for step in np.random.default_rng(2).normal(size=(20, w.size)):
-        there = objective.value_and_grad(w + step, block).loss
+        there = convex.value_and_grad(w + step, block).loss
         assert there >= at_w.loss + at_w.grad @ step - 1e-12
 
 
@@ -232,7 +237,8 @@ def test_what_the_losses_say_of_themselves():
     assert [name_of(o) for o in MEMBERS if not o.differentiable] == ["Hinge"]
     assert [name_of(o) for o in MEMBERS if not o.twice] == ["Hinge", "UserLoss", "UserLoss"]
     classifiers = {name_of(o) for o in MEMBERS if o.classifies}
-    assert classifiers == {"Hinge", "Logistic", "Softmax", "SquaredHinge"}
+    assert classifiers == {"Hinge", "Logistic", "MLP", "Softmax", "SquaredHinge"}
+    assert [name_of(o) for o in MEMBERS if not o.convex] == ["MLP", "MLP"]
 
 
 def test_size_is_the_product_of_the_shape(objective):

@@ -8,6 +8,7 @@ from typing import ClassVar
 import numpy as np
 
 from sparkdist.blocks import Array, Block, Matrix, Partial
+from sparkdist.layout import Layout, Model
 
 __all__ = ["MarginLoss", "Objective"]
 
@@ -18,7 +19,8 @@ class Objective(ABC):
     Conventions
     -----------
     ``w`` has ``size(d)`` elements, or ``size(d) + n_intercepts`` with the intercepts last:
-    its length says whether there are any.  Everything that is returned is a sum over the
+    its length says whether there are any.  An objective with ``own_layout`` brings a model of
+    its own instead, whose flat vector w is.  Everything that is returned is a sum over the
     block's rows, each row times its weight; nothing is divided and nothing is penalised here.
     Inputs are never written to.  Two objectives of one class with equal parameters are equal.
     """
@@ -27,13 +29,42 @@ class Objective(ABC):
     differentiable: ClassVar[bool] = True
     #: ``hessp`` is there, and says something about the loss.
     twice: ClassVar[bool] = True
-    #: Predictions are class labels, so that a share of wrong ones makes sense.
-    classifies: ClassVar[bool] = False
+    #: A minimum is the minimum.  MLP says False; of a UserLoss only its author knows.
+    convex: ClassVar[bool] = True
+
+    @property
+    def classifies(self) -> bool:
+        """Whether predictions are class labels, so that a share of wrong ones makes sense."""
+        return False
+
+    @property
+    def n_scores(self) -> int:
+        """How many scores a row has: 1, or the number of classes."""
+        return 1
 
     @property
     def n_intercepts(self) -> int:
         """How many intercepts a model with an intercept has."""
-        return 1
+        return self.n_scores
+
+    @property
+    def n_features(self) -> int | None:
+        """How many features the data must have; None where any number will do."""
+        return None
+
+    @property
+    def own_layout(self) -> Layout | None:
+        """Layout of the objective's own model; None for weights and an optional intercept."""
+        return None
+
+    @property
+    def biases(self) -> tuple[str, ...]:
+        """Names in the own layout that are intercepts, which no penalty touches."""
+        return ()
+
+    def initial(self, seed: int = 0) -> Model | None:
+        """Where to start without w0; None for zeros."""
+        return None
 
     def size(self, n_features: int) -> int:
         """Length of w without intercepts."""
@@ -52,12 +83,17 @@ class Objective(ABC):
         raise NotImplementedError(f"{type(self).__name__} has no hessp")
 
     def scores(self, w: Array, X: Matrix) -> Array:
-        """Linear scores of the rows: (n,), or (n, n_classes)."""
+        """Scores of the rows, linear but for MLP: (n,), or (n, n_classes)."""
         raise NotImplementedError(f"{type(self).__name__} has no scores")
 
     def predict(self, scores: Array) -> Array:
         """Map scores to predictions, shape (n,)."""
         return scores
+
+    @property
+    def gives_probabilities(self) -> bool:
+        """Whether there is a ``probability``."""
+        return type(self).probability is not Objective.probability
 
     def probability(self, scores: Array) -> Array:
         """Map scores to probabilities: (n,) of the positive class, or (n, n_classes)."""

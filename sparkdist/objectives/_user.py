@@ -55,6 +55,11 @@ class UserLoss(Objective):
         """None that sparkdist knows of: an intercept is part of the user's model."""
         return 0
 
+    @property
+    def own_layout(self) -> Layout:
+        """The layout of the user's model."""
+        return self.layout
+
     def size(self, n_features: int) -> int:
         """Number of parameters of the model."""
         return self.layout.size

@@ -12,6 +12,7 @@ from scipy.special import softmax
 from sparkdist.blocks import Array, Block, Matrix, Partial
 from sparkdist.errors import InvalidCall
 from sparkdist.objectives._base import Objective
+from sparkdist.objectives._cross_entropy import cross_entropy, cross_entropy_curvature
 
 __all__ = ["Softmax"]
 
@@ -44,8 +45,8 @@ class Softmax(Objective):
             raise InvalidCall("Softmax", [f"{rule}; it is {self.n_classes!r}"])
 
     @property
-    def n_intercepts(self) -> int:
-        """One intercept a class."""
+    def n_scores(self) -> int:
+        """One score a class."""
         return self.n_classes
 
     def size(self, n_features: int) -> int:
@@ -60,25 +61,14 @@ class Softmax(Objective):
         """Sum loss and gradient over the block's rows: two products with X."""
         X, y, weight = block
         S = self._class_scores(w, X)
-        own = (y.astype(np.intp), np.arange(y.size))
-        S -= S.max(axis=0)  # the largest exponential of each row is 1: none overflows
-        own_score = S[own]
-        np.exp(S, out=S)
-        total = S.sum(axis=0)
-        loss = weight @ (np.log(total) - own_score)
-        S *= weight / total
-        S[own] -= weight
-        return Partial(float(loss), _gather(X, S, w.size), float(weight.sum()))
+        loss = cross_entropy(S, y, weight)  # S holds the derivatives now
+        return Partial(loss, _gather(X, S, w.size), float(weight.sum()))
 
     def hessp(self, w: Array, v: Array, block: Block) -> Array:
         """Sum of the rows' Hessians at w, times v: three products with X."""
         X, _, weight = block
-        P = softmax(self._class_scores(w, X), axis=0)
-        U = self._class_scores(v, X)
-        U -= np.einsum("kn,kn->n", P, U)
-        U *= P
-        U *= weight
-        return _gather(X, U, w.size)
+        S, U = self._class_scores(w, X), self._class_scores(v, X)
+        return _gather(X, cross_entropy_curvature(S, U, weight), w.size)
 
     def scores(self, w: Array, X: Matrix) -> Array:
         """Return the class scores of the rows, shape (n, K)."""
@@ -101,11 +91,7 @@ class Softmax(Objective):
         return f"whole numbers 0 to {self.n_classes - 1}"
 
     def _class_scores(self, w: Array, X: Matrix) -> Array:
-        """Scores in a new array of shape (K, n), which the caller may overwrite.
-
-        Class after class, not row after row: NumPy then reduces and scales whole vectors
-        of n, where 10 classes a row would leave it 10 elements at a time.
-        """
+        """Scores in a new array of shape (K, n), which the caller may overwrite."""
         split = self.size(X.shape[1])
         W, b = w[:split].reshape(-1, self.n_classes), w[split:]
         by_row = np.empty((X.shape[0], self.n_classes))

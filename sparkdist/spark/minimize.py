@@ -65,7 +65,8 @@ def minimize(
         ``(x, y)``, which is then ingested for this call alone.
     w0
         Where to start: an array or a dict of named arrays, ``result.x`` of an earlier run for
-        a warm start.  Zeros by default; required for a function, whose parameters it shapes.
+        a warm start.  Zeros by default, for :class:`MLP` its ``initial()``; required for a
+        function, whose parameters it shapes.
     method
         ``lbfgs`` (the only one with bounds), ``owlqn`` (for L1), ``newton_cg`` or ``gd``.
     penalty

@@ -13,7 +13,6 @@ from pyspark.sql.pandas.functions import arrow_udf
 
 from sparkdist.blocks import Array, Block
 from sparkdist.errors import BadData, InvalidCall
-from sparkdist.layout import Layout
 from sparkdist.model import Model
 from sparkdist.objectives import Objective
 from sparkdist.spark.dataset import Dataset
@@ -62,8 +61,7 @@ class SparkModel(Model):
             problem = f"the model has {self.n_features} features, the data {dataset.n_features}"
             raise InvalidCall("evaluate", [problem])
         dataset.refuse_labels(self.objective)
-        w = Layout.of(self.parameters).flatten(self.parameters)
-        shared = dataset.handles.context.broadcast((self.objective, w))
+        shared = dataset.handles.context.broadcast((self.objective, self.flat()))
 
         def sums(partition: int, blocks: Iterator[Block]) -> Array:
             return np.sum([_sums(*shared.value, block) for block in blocks], axis=0)
@@ -84,7 +82,7 @@ class SparkModel(Model):
             raise InvalidCall("predict", [problem])
         fields = {"prediction": "double"}
         if self.gives_probabilities:
-            fields["probability"] = "array<double>" if self.objective.n_intercepts > 1 else "double"
+            fields["probability"] = "array<double>" if self.objective.n_scores > 1 else "double"
         if taken := sorted(set(fields) & set(df.columns)):
             problem = f"the data already has {taken}, which it would add; drop or rename them"
             raise InvalidCall("predict", [problem])
