@@ -1,0 +1,42 @@
+"""Updaters: how the model server descends, one rule a file, and schedules of the rate."""
+
+from sparkdist.updaters._base import State, Updater
+from sparkdist.updaters._descent import Descent
+from sparkdist.updaters._rates import (
+    Rate,
+    Schedule,
+    constant,
+    cosine,
+    inverse_time,
+    linear_scaling,
+    step_decay,
+    warmup,
+)
+from sparkdist.updaters.adagrad import adagrad
+from sparkdist.updaters.adam import adam
+from sparkdist.updaters.average import average
+from sparkdist.updaters.momentum import momentum
+from sparkdist.updaters.nesterov import nesterov
+from sparkdist.updaters.rmsprop import rmsprop
+from sparkdist.updaters.sgd import sgd
+
+__all__ = [
+    "Descent",
+    "Rate",
+    "Schedule",
+    "State",
+    "Updater",
+    "adagrad",
+    "adam",
+    "average",
+    "constant",
+    "cosine",
+    "inverse_time",
+    "linear_scaling",
+    "momentum",
+    "nesterov",
+    "rmsprop",
+    "sgd",
+    "step_decay",
+    "warmup",
+]
