@@ -8,17 +8,35 @@
      +-- UnsupportedSession (TypeError)  Spark Connect: there are no RDDs
      +-- PassFailed (RuntimeError)       a task failed on the executors, with its own traceback
      +-- ModelFileError (ValueError)     a model folder that is missing, foreign or damaged
+     +-- ServerError (RuntimeError)      the model server
+          +-- DecodeError                bytes that are no frame
+          +-- BadGradient                a push that does not fit the model, or is not finite
+          +-- WrongToken                 a request without this run's token
+          +-- StaleRun                   a request of a run that is over
+          +-- ServerUnavailable          no answer before the deadline
+          +-- ServerDied                 it died more often than it may be started again
+          +-- CheckpointError            a checkpoint that is damaged or cannot be written
+          +-- WorkersMissing             a worker that everybody waits for did not come
 """
 
 from collections.abc import Sequence
 
 __all__ = [
     "BadData",
+    "BadGradient",
+    "CheckpointError",
+    "DecodeError",
     "InvalidCall",
     "ModelFileError",
     "PassFailed",
+    "ServerDied",
+    "ServerError",
+    "ServerUnavailable",
     "SparkdistError",
+    "StaleRun",
     "UnsupportedSession",
+    "WorkersMissing",
+    "WrongToken",
 ]
 
 
@@ -52,3 +70,46 @@ class ModelFileError(SparkdistError, ValueError):
 
 class PassFailed(SparkdistError, RuntimeError):
     """A pass over the data failed on the executors after Spark's own retries."""
+
+
+class ServerError(SparkdistError, RuntimeError):
+    """Something about the model server."""
+
+
+class DecodeError(ServerError):
+    """Bytes that are not one whole, undamaged frame."""
+
+
+class BadGradient(ServerError):
+    """A push that does not fit the model, or is not finite; the message names partition and key."""
+
+    def __init__(self, message: str, reason: str = "misfit"):
+        super().__init__(message, reason)
+        self.message, self.reason = message, reason
+
+    def __str__(self) -> str:
+        return self.message
+
+
+class WrongToken(ServerError):
+    """A request without the token of this run."""
+
+
+class StaleRun(ServerError):
+    """A request of a run that is over, or of another server."""
+
+
+class ServerUnavailable(ServerError):
+    """No answer from the server before the deadline; the message names host and port."""
+
+
+class ServerDied(ServerError):
+    """The server process died more often than it may be started again."""
+
+
+class CheckpointError(ServerError):
+    """A checkpoint that is damaged, foreign, or cannot be written; the message names the path."""
+
+
+class WorkersMissing(ServerError):
+    """Workers that everybody waits for did not come: there are too few task slots."""

@@ -1,0 +1,7 @@
+"""Parameter clients: how a worker loop talks to the model server."""
+
+from sparkdist.client.http import HttpClient
+from sparkdist.client.protocol import Address, Answer, Gradient, ParameterClient
+from sparkdist.client.reach import unreachable
+
+__all__ = ["Address", "Answer", "Gradient", "HttpClient", "ParameterClient", "unreachable"]

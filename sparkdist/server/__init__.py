@@ -1,0 +1,1 @@
+"""The model server: state (store), bookkeeping (ledger), HTTP (app) and process (runner)."""

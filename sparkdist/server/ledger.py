@@ -1,0 +1,152 @@
+"""Ledger: which push has been counted; law 1, exactly once.
+
+A push is named (run, partition, clock).  For each partition the ledger holds the next clock
+that it expects, which is all that it takes to tell a push that is new from one that was counted
+and from one that comes too early.  Its size is one entry a partition, however long the run.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any, NamedTuple
+
+__all__ = ["STALENESS_BINS", "Last", "Ledger", "Verdict"]
+
+#: Staleness beyond this is counted as this.
+STALENESS_BINS = 1000
+
+
+class Verdict(Enum):
+    """What a push is."""
+
+    NEW = "new"
+    #: It was counted before, and counts no second time.
+    DUPLICATE = "duplicate"
+    #: It was counted before with other bytes: the first one stands.
+    OTHER_BYTES = "other_bytes"
+    #: Pushes before it are missing: the server was restored from an older checkpoint.
+    AHEAD = "ahead"
+
+
+class Last(NamedTuple):
+    """The last push that was counted of a partition: of its bytes a checksum."""
+
+    digest: int
+    version: int
+
+
+@dataclass
+class Ledger:
+    """The books of one run.
+
+    ``received`` pushes are always the sum of the other counts: applied, kept (in the open
+    round), duplicate, dropped, and rejected for a reason.
+    """
+
+    run: str
+    n_workers: int
+    next: dict[int, int] = field(default_factory=dict)
+    last: dict[int, Last] = field(default_factory=dict)
+    gone: set[int] = field(default_factory=set)
+    counts: Counter[str] = field(default_factory=Counter)
+    #: How many applied pushes were computed on parameters that were so many versions old.
+    staleness: Counter[int] = field(default_factory=Counter)
+    #: Sums over the applied pushes.
+    examples: int = 0
+    loss: float = 0.0
+    weight: float = 0.0
+
+    def judge(self, partition: int, clock: int, digest: int) -> Verdict:
+        """Say what a push is; nothing changes."""
+        expected = self.next.get(partition, 0)
+        if clock > expected:
+            return Verdict.AHEAD
+        if clock == expected:
+            return Verdict.NEW
+        last = self.last.get(partition)
+        if last is not None and clock == expected - 1 and digest != last.digest:
+            return Verdict.OTHER_BYTES
+        return Verdict.DUPLICATE
+
+    def accept(self, partition: int, digest: int, version: int) -> None:
+        """Book the push that was expected of a partition."""
+        self.next[partition] = self.next.get(partition, 0) + 1
+        self.last[partition] = Last(digest, version)
+
+    def count(self, staleness: int, examples: int, loss: float | None, weight: float) -> None:
+        """Book what an applied push was made of."""
+        self.counts["applied"] += 1
+        self.staleness[min(staleness, STALENESS_BINS)] += 1
+        self.examples += examples
+        if loss is not None:
+            self.loss += loss
+            self.weight += weight
+
+    def take_back(self, partition: int) -> None:
+        """Expect the last push of a partition again."""
+        self.next[partition] -= 1
+        self.last.pop(partition, None)
+
+    def first_version(self, partition: int, clock: int) -> int | None:
+        """Return the version that the last push of a partition led to, if ``clock`` is that one."""
+        last = self.last.get(partition)
+        is_last = last is not None and clock == self.next.get(partition, 0) - 1
+        return last.version if is_last and last is not None else None
+
+    def workers(self) -> list[dict[str, Any]]:
+        """One entry for each worker that has joined: partition, clock, and whether it has left."""
+        return [
+            {"partition": partition, "clock": clock, "left": partition in self.gone}
+            for partition, clock in sorted(self.next.items())
+        ]
+
+    @property
+    def n_active(self) -> int:
+        """Workers that have not left, joined or not."""
+        return self.n_workers - len(self.gone)
+
+    @property
+    def slowest(self) -> int:
+        """Smallest clock of the active workers; those that did not join yet are at 0."""
+        active = (p for p in range(self.n_workers) if p not in self.gone)
+        return min((self.next.get(partition, 0) for partition in active), default=0)
+
+    @property
+    def balanced(self) -> bool:
+        """Whether received is the sum of what became of the pushes."""
+        return self.counts["received"] == sum(
+            count for name, count in self.counts.items() if name != "received"
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything, for a checkpoint in JSON."""
+        return {
+            "run": self.run,
+            "n_workers": self.n_workers,
+            "next": sorted(self.next.items()),
+            "last": [[partition, *last] for partition, last in sorted(self.last.items())],
+            "gone": sorted(self.gone),
+            "counts": dict(self.counts),
+            "staleness": sorted(self.staleness.items()),
+            "sums": [self.examples, self.loss, self.weight],
+        }
+
+    def copy(self) -> Ledger:
+        """Return books that do not change with these."""
+        return Ledger.from_dict(self.to_dict())
+
+    @classmethod
+    def from_dict(cls, saved: dict[str, Any]) -> Ledger:
+        """Read what :meth:`to_dict` gave."""
+        return cls(
+            saved["run"],
+            saved["n_workers"],
+            dict(saved["next"]),
+            {partition: Last(digest, version) for partition, digest, version in saved["last"]},
+            set(saved["gone"]),
+            Counter(saved["counts"]),
+            Counter(dict(saved["staleness"])),
+            *saved["sums"],
+        )

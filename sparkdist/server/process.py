@@ -1,0 +1,193 @@
+"""Process: the program of the server process, ``python -m sparkdist.server.process FD``.
+
+FD is one end of a socket pair; the driver has the other one.  Over it come the setup and then
+commands, as pickles: the driver is trusted, and nobody else can reach a socket pair.  When the
+driver is gone, however it ended, the pair is at its end, and so is this process.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import pickle
+import signal
+import sys
+import threading
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+from granian.constants import HTTPModes, Interfaces
+from granian.http import HTTP1Settings
+from granian.log import LogLevels
+from granian.server import MTServer
+
+from sparkdist.blocks import Array
+from sparkdist.consistency import Consistency
+from sparkdist.layout import Layout
+from sparkdist.server.app import Settings, create_app
+from sparkdist.server.checkpoint import Checkpointer, read_newest
+from sparkdist.server.rules import Rule
+from sparkdist.server.store import Store
+from sparkdist.wire import HEADER_LIMIT, PRELUDE_BYTES
+
+__all__ = ["Setup", "main"]
+
+logger = logging.getLogger(__name__)
+
+#: Threads that answer; one is taken by each worker that waits.  They are started when needed.
+_THREADS = 256
+#: A client has so long to send its headers.  Dripping ones are dropped; bodies of clients without
+#: the token are not read at all.
+_HEADER_MILLISECONDS = 10_000
+
+
+@dataclass(frozen=True)
+class Setup:
+    """Everything that a server process is started from, and started again."""
+
+    w: Array
+    layout: Layout
+    rule: Rule
+    consistency: Consistency
+    host: str
+    port: int
+    hosts: frozenset[str]
+    token: str
+    run: str = ""
+    n_workers: int = 0
+    folder: Path | None = None
+    every_update: bool = False
+    seconds: float | None = None
+    skip_not_finite: bool = False
+    certificate: Path | None = None
+    key: Path | None = None
+    restore: bool = False
+
+
+class _InThread(MTServer):
+    """Granian with its one worker in a thread of this process, which holds the state.
+
+    Granian keeps this kind for Python without a GIL, and its ordinary kind serves from a second
+    process.  With a GIL the same code works; what is lost is only parallel Python, and here a
+    lock would keep that away anyway.
+    """
+
+    def _check_gil(self) -> None:
+        return
+
+
+def make_store(setup: Setup) -> Store:
+    """Make the store, from the newest checkpoint if that is asked for."""
+    checkpointer = Checkpointer(
+        setup.folder, every_update=setup.every_update, seconds=setup.seconds
+    )
+    store = Store(
+        setup.w,
+        setup.rule,
+        setup.consistency,
+        checkpointer,
+        skip_not_finite=setup.skip_not_finite,
+    )
+    if setup.restore and setup.folder is not None:
+        store.restore(read_newest(setup.folder))
+        checkpointer.durable_version = store.version
+    if setup.run:
+        store.begin(setup.run, setup.n_workers)
+    return store
+
+
+def commands(store: Store) -> dict[str, Callable[..., Any]]:
+    """What the driver may ask for, by name."""
+    return {
+        "begin": store.begin,
+        "use": store.use,
+        "model": store.parameters,
+        "status": store.status,
+        "save": store.save,
+        "fault": lambda: store.fault,
+    }
+
+
+def obey(connection: Connection, store: Store) -> None:
+    """Carry out the driver's commands until it says stop, or is gone."""
+    known = commands(store)
+    while True:
+        try:
+            name, arguments = pickle.loads(connection.recv_bytes())  # noqa: S301  # the driver's
+        except (EOFError, OSError):
+            os._exit(0)  # the driver is gone; nobody is left to serve
+        if name == "stop":
+            _stop(connection, store)
+        try:
+            answer = True, known[name](*arguments)
+        except Exception as error:
+            logger.exception("command %s failed", name)
+            answer = False, repr(error)
+        connection.send_bytes(pickle.dumps(answer))
+
+
+def _stop(connection: Connection, store: Store) -> None:
+    """End: no new waiting, a last checkpoint of all that was acknowledged, exit status 0."""
+    answer: tuple[bool, str | None] = True, None
+    try:
+        store.drain()
+    except Exception as error:
+        answer = False, repr(error)
+    connection.send_bytes(pickle.dumps(answer))
+    logging.shutdown()
+    # A thread that waits for a body that never comes must not hold the end up.
+    os._exit(0)
+
+
+def main(descriptor: int) -> None:
+    """Serve until the driver says stop, or is gone."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    connection = Connection(descriptor)
+    setup: Setup = pickle.loads(connection.recv_bytes())  # noqa: S301  # the driver's own
+    store = make_store(setup)
+    settings = Settings(
+        setup.token,
+        setup.hosts,
+        setup.layout,
+        setup.w.dtype.str,
+        # A sparse push is at most as long as a dense one: the client sends what is shorter.
+        setup.w.nbytes + HEADER_LIMIT + PRELUDE_BYTES,
+    )
+    app = create_app(store, settings)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C on the driver's terminal is the driver's
+    server = _InThread(
+        "sparkdist",
+        address=setup.host,
+        port=setup.port,
+        interface=Interfaces.WSGI,
+        blocking_threads=_THREADS,
+        backlog=1024,
+        backpressure=1024,
+        http=HTTPModes.http1,
+        http1_settings=HTTP1Settings(header_read_timeout=_HEADER_MILLISECONDS),
+        log_level=LogLevels.warning,
+        ssl_cert=setup.certificate,
+        ssl_key=setup.key,
+    )
+
+    @server.on_startup
+    def listen_to_the_driver() -> None:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, lambda *_: threading.Thread(target=terminate).start())
+        threading.Thread(target=obey, args=(connection, store), name="control").start()
+
+    def terminate() -> None:
+        store.drain()
+        os._exit(0)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        server.serve(target_loader=lambda: app, wrap_loader=False)
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]))

@@ -1,0 +1,176 @@
+"""Rules: how pushes change the parameters.
+
+A rule admits what a push carries, and applies the pushes of a round to a copy of the state: the
+store swaps the copy in when it is whole and finite, so that an exception changes nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+
+from sparkdist.blocks import Array
+from sparkdist.errors import BadGradient
+from sparkdist.layout import Layout
+from sparkdist.updaters import Descent, State
+from sparkdist.wire import Entry, Message, Sparse
+
+__all__ = ["MeanGradient", "Push", "Rule", "all_finite", "model_entries"]
+
+
+class Push(NamedTuple):
+    """What a worker sends for a unit of work: sums over its rows, never means."""
+
+    partition: int
+    clock: int
+    #: Version of the parameters that the gradient was computed on, and who served them.
+    base: int
+    generation: str
+    gradient: Any
+    digest: int
+    weight: float = 1.0
+    examples: int = 0
+    loss: float | None = None
+
+
+class Rule(Protocol):
+    """What the store asks."""
+
+    def init(self, w: Array) -> State:
+        """Return the state beside the parameters, before the first update."""
+
+    def admit(self, message: Message) -> Any:
+        """Return the gradient in a push, or raise BadGradient."""
+
+    def apply(
+        self, t: int, pushes: Sequence[Push], w: Array, state: State, new_w: Array, new: State
+    ) -> None:
+        """Write the t-th update into ``new_w`` and ``new``; ``w`` and ``state`` are only read."""
+
+
+def model_entries(layout: Layout, dtype: str) -> tuple[Entry, ...]:
+    """Describe a model's arrays as the header of a frame does; the nameless one is ''."""
+    return tuple(Entry(name or "", dtype, shape) for name, shape in layout.shapes)
+
+
+def all_finite(values: Array) -> bool:
+    """Whether there is neither NaN nor infinity."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        # The sum needs no memory; where it overflows, the elements decide.
+        return bool(np.isfinite(values.sum()) or np.isfinite(values).all())
+
+
+class MeanGradient:
+    """Sum the gradients in worker order, divide once by the sum of their weights, descend.
+
+    Parameters
+    ----------
+    descent
+        Clipping, penalty and updater.
+    layout, dtype
+        What every push must look like, exactly.
+    """
+
+    def __init__(self, descent: Descent, layout: Layout, dtype: str):
+        self._descent = descent
+        self._entries = model_entries(layout, dtype)
+        self._dtype, self._slices = np.dtype(dtype), layout.slices()
+        self._total = np.zeros(layout.size, dtype)
+
+    def init(self, w: Array) -> State:
+        """Return the updater's state."""
+        return self._descent.init(w)
+
+    def admit(self, message: Message) -> Array | dict[str, Array | Sparse]:
+        """Return the gradient as one vector, or by name where some of it is sparse.
+
+        Raises
+        ------
+        BadGradient
+            If names, order, types or shapes are not those of the model; if an index is out of
+            range or there twice; for NaN and infinities.
+        """
+        if message.entries == self._entries:
+            flat = message.flat(self._dtype)
+            _refuse_not_finite(flat, message)
+            return flat
+        dense = tuple(Entry(*entry[:3]) for entry in message.entries)
+        if dense != self._entries:
+            raise BadGradient(_difference(self._entries, dense))
+        arrays = message.arrays()
+        for name, array in arrays.items():
+            if isinstance(array, Sparse):
+                _refuse_bad_indices(name, array)
+                array = array.values
+            _refuse_not_finite(array, message)
+        return arrays
+
+    def apply(
+        self, t: int, pushes: Sequence[Push], w: Array, state: State, new_w: Array, new: State
+    ) -> None:
+        """Write the t-th update into ``new_w`` and ``new``."""
+        first, *rest = pushes
+        if rest or isinstance(first.gradient, dict):
+            self._total.fill(0.0)
+            for push in pushes:
+                self._add(push.gradient)
+            np.divide(self._total, sum(push.weight for push in pushes), out=self._total)
+        else:
+            np.divide(first.gradient, first.weight, out=self._total)
+        self._descent.update(t, self._total, state, w, new_w, new)
+
+    def _add(self, gradient: Array | dict[str, Array | Sparse]) -> None:
+        if not isinstance(gradient, dict):
+            self._total += gradient
+            return
+        for (_, where), array in zip(self._slices.items(), gradient.values(), strict=True):
+            part = self._total[where]
+            if isinstance(array, Sparse):
+                part[array.indices] += array.values
+            else:
+                part += array.ravel()
+
+
+def _refuse_not_finite(values: Array, message: Message) -> None:
+    if all_finite(values):
+        return
+    for name, array in message.arrays().items():
+        flat = array.values if isinstance(array, Sparse) else array.ravel()
+        bad = np.flatnonzero(~np.isfinite(flat))
+        if bad.size:
+            what = f"{_called(name)} is {flat[bad[0]]} at element {bad[0]}"
+            raise BadGradient(f"{what}, one of {bad.size} values that are not finite", "not_finite")
+
+
+def _refuse_bad_indices(name: str, array: Sparse) -> None:
+    indices, size = array.indices, int(np.prod(array.shape))
+    outside = (indices < 0) | (indices >= size)
+    if outside.any():
+        index = int(indices[np.argmax(outside)])
+        raise BadGradient(f"{_called(name)} has index {index}; it has {size} elements")
+    if np.unique(indices).size != indices.size:
+        raise BadGradient(f"{_called(name)} has an index twice; sum the values first")
+
+
+def _difference(expected: Sequence[Entry], found: Sequence[Entry]) -> str:
+    """Say the first thing that does not fit, naming the array."""
+    names, there = [entry.name for entry in expected], [entry.name for entry in found]
+    if missing := [name for name in names if name not in there]:
+        return f"{_called(missing[0])} is missing; the model has {names}"
+    if unknown := [name for name in there if name not in names]:
+        return f"{_called(unknown[0])} is not in the model, which has {names}"
+    for want, have in zip(expected, found, strict=True):
+        if want.name != have.name:
+            return f"the arrays come in the order {there}; the model's is {names}"
+        if want != have:
+            return (
+                f"{_called(want.name)} is {have.dtype} of shape {have.shape}; the model's is"
+                f" {want.dtype} of shape {want.shape}"
+            )
+    return "the arrays are not those of the model"
+
+
+def _called(name: str) -> str:
+    return f"array {name!r:.80}" if name else "the array"

@@ -1,0 +1,350 @@
+"""Store: the state of the server, and the one lock around it."""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import threading
+import time
+from typing import Any, NamedTuple
+
+from sparkdist.blocks import Array
+from sparkdist.consistency import Consistency
+from sparkdist.errors import BadGradient, CheckpointError, StaleRun
+from sparkdist.server.checkpoint import Checkpointer, Snapshot
+from sparkdist.server.ledger import Ledger, Verdict
+from sparkdist.server.parameters import Parameters
+from sparkdist.server.rules import Push, Rule
+
+__all__ = ["Answer", "Store"]
+
+logger = logging.getLogger(__name__)
+
+#: After these a worker goes on to its next unit.
+_GO_ON = ("ok", "duplicate", "dropped", "skipped")
+
+
+class Answer(NamedTuple):
+    """What the server tells a worker; ``next`` is the clock with which the worker goes on.
+
+    ``status`` is ok, duplicate, dropped (its round had closed), skipped (not finite),
+    ahead (pushes before it are missing: the server was restored), stale (computed on parameters
+    that were lost), conflict (other bytes than the first time), or wait (not yet).
+    """
+
+    status: str
+    next: int
+    version: int
+    generation: str
+    durable: int
+    w: bytes | None = None
+
+
+class Store:
+    """Parameters, updater state and ledger, changed together under one lock.
+
+    Parameters
+    ----------
+    w
+        The parameters, one vector; float32 or float64.
+    rule
+        How pushes change them.
+    consistency
+        Who may go on, and when a round is full.
+    checkpointer
+        Where snapshots go; it is told after every update, before the push is acknowledged.
+    skip_not_finite
+        Count a push that is not finite, or that would make the parameters so, as done without
+        applying it; otherwise it is refused.
+    """
+
+    def __init__(
+        self,
+        w: Array,
+        rule: Rule,
+        consistency: Consistency,
+        checkpointer: Checkpointer,
+        *,
+        skip_not_finite: bool = False,
+    ):
+        self._parameters = Parameters(w, rule)
+        self.consistency, self.checkpointer = consistency, checkpointer
+        self._skip = skip_not_finite
+        self._changed = threading.Condition()
+        self.generation = secrets.token_hex(8)
+        self.ledger = Ledger("", 0)
+        self._restored_version = 0
+        self._round: dict[int, Push] = {}
+        self._draining = False
+        self._seen: dict[int, float] = {}
+        #: Traceback of the last exception that was nobody's but ours, or the user's descent's.
+        self.fault: str | None = None
+
+    @property
+    def rule(self) -> Rule:
+        """How pushes change the parameters."""
+        return self._parameters.rule
+
+    @property
+    def version(self) -> int:
+        """How many updates the parameters have had."""
+        return self._parameters.version
+
+    # --- the driver's side ------------------------------------------------------------------
+
+    def begin(self, run: str, n_workers: int) -> None:
+        """Open a run; one that was restored goes on, any other is closed for ever."""
+        with self._changed:
+            if self.ledger.run != run:
+                self.ledger = Ledger(run, n_workers)
+                self._round.clear()
+                self._seen.clear()
+                self.checkpointer.save_now(self._snapshot())
+            self._changed.notify_all()
+
+    def use(self, rule: Rule) -> None:
+        """Change how pushes are applied, from now on; the state beside the parameters is new."""
+        with self._changed:
+            self._parameters.use(rule)
+
+    def restore(self, snapshot: Snapshot) -> None:
+        """Take over parameters, updater state, ledger and version, all from one checkpoint.
+
+        Raises
+        ------
+        CheckpointError
+            If the snapshot is of another model or another updater.
+        """
+        with self._changed:
+            self._parameters.restore(snapshot.version, snapshot.w, snapshot.state)
+            self.ledger = Ledger.from_dict(snapshot.ledger)
+            self._restored_version = snapshot.version
+
+    def save(self) -> None:
+        """Write a checkpoint now, if there is a place for it."""
+        with self._changed:
+            self.checkpointer.save_now(self._snapshot())
+
+    def drain(self) -> None:
+        """Let nobody wait any longer, and write the last checkpoint."""
+        with self._changed:
+            self._draining = True
+            self._changed.notify_all()
+            self.checkpointer.save_now(self._snapshot())
+
+    def status(self) -> dict[str, Any]:
+        """Everything that can be counted, for JSON."""
+        with self._changed:
+            ledger, now = self.ledger, time.monotonic()
+            return {
+                "run": ledger.run,
+                "generation": self.generation,
+                "version": self.version,
+                "durable_version": self.checkpointer.durable_version,
+                "checkpoint_failures": self.checkpointer.failures,
+                "ready": not self._draining and self.checkpointer.healthy,
+                "size": self._parameters.size,
+                "dtype": self._parameters.dtype,
+                "consistency": repr(self.consistency),
+                "counts": dict(ledger.counts),
+                "open_round": sorted(self._round),
+                "staleness": sorted(ledger.staleness.items()),
+                "examples": ledger.examples,
+                "loss": ledger.loss,
+                "weight": ledger.weight,
+                "n_workers": ledger.n_workers,
+                "workers": [
+                    {
+                        **worker,
+                        "seconds_ago": round(now - self._seen.get(worker["partition"], now), 3),
+                    }
+                    for worker in ledger.workers()
+                ],
+            }
+
+    def parameters(self) -> tuple[int, Array]:
+        """Return the version and a copy of the parameters."""
+        with self._changed:
+            return self.version, self._parameters.copy()[0]
+
+    # --- the workers' side ------------------------------------------------------------------
+
+    def join(self, run: str, partition: int) -> Answer:
+        """Tell a worker, or another copy of it, where it goes on."""
+        with self._changed:
+            self._refuse_stale_run(run)
+            self.ledger.next.setdefault(partition, 0)
+            self._seen[partition] = time.monotonic()
+            return self._answer("ok", partition)
+
+    def pull(self, run: str, partition: int, timeout: float) -> Answer:
+        """Give the parameters when the policy lets this worker have them, or say ``wait``."""
+        with self._changed:
+            self._refuse_stale_run(run)
+            self._seen[partition] = time.monotonic()
+            w = self._when_allowed(run, partition, timeout)
+            return self._answer("wait" if w is None else "ok", partition, w)
+
+    def push(self, run: str, push: Push, *, want: bool = False, timeout: float = 0.0) -> Answer:
+        """Count a push once; with ``want`` the answer carries the next parameters.
+
+        Raises
+        ------
+        BadGradient
+            If the parameters would not be finite after it.
+        CheckpointError
+            If every push must be durable, and this one could not be made so; it is not applied.
+        """
+        with self._changed:
+            self._refuse_stale_run(run)
+            self._seen[push.partition] = time.monotonic()
+            self.ledger.counts["received"] += 1
+            status = self._book(push)
+            w = None
+            if want and status in _GO_ON:
+                w = self._when_allowed(run, push.partition, timeout)
+            return self._answer(status, push.partition, w)
+
+    def leave(self, run: str, partition: int) -> Answer:
+        """Stop waiting for a worker."""
+        with self._changed:
+            self._refuse_stale_run(run)
+            self.ledger.gone.add(partition)
+            self._close_round_if_full()
+            self._changed.notify_all()
+            return self._answer("ok", partition)
+
+    def reject(self, run: str, partition: int, clock: int, reason: str) -> Answer | None:
+        """Book a push that could not be admitted; where those are skipped it counts as done."""
+        with self._changed:
+            self._refuse_stale_run(run)
+            self.ledger.counts["received"] += 1
+            skip = self._skip and reason == "not_finite"
+            if skip and self.ledger.judge(partition, clock, 0) is Verdict.NEW:
+                return self._answer(self._pass_over(partition, "skipped"), partition)
+            self.ledger.counts[f"rejected_{reason}"] += 1
+            return None
+
+    # --- under the lock ---------------------------------------------------------------------
+
+    def _refuse_stale_run(self, run: str) -> None:
+        if run != self.ledger.run:
+            raise StaleRun(f"run {run!r:.80} is over, or is not this server's")
+
+    def _book(self, push: Push) -> str:
+        ledger, partition = self.ledger, push.partition
+        verdict = ledger.judge(partition, push.clock, push.digest)
+        if verdict is Verdict.AHEAD:
+            ledger.counts["ahead"] += 1
+            return "ahead"
+        if verdict is not Verdict.NEW:
+            other = verdict is Verdict.OTHER_BYTES
+            ledger.counts["duplicate_other_bytes" if other else "duplicate"] += 1
+            return "conflict" if other and self.consistency.in_rounds else "duplicate"
+        if push.generation != self.generation and push.base > self._restored_version:
+            ledger.counts["stale"] += 1
+            return "stale"
+        if not self.consistency.in_rounds:
+            return self._apply([push])
+        if push.base < self.version:
+            return self._pass_over(partition, "dropped")
+        self._round[partition] = push
+        ledger.accept(partition, push.digest, self.version + 1)
+        ledger.counts["kept"] += 1
+        self._close_round_if_full()
+        return "ok"
+
+    def _pass_over(self, partition: int, what: str) -> str:
+        self.ledger.accept(partition, 0, self.version)
+        self.ledger.counts[what] += 1
+        self._changed.notify_all()
+        return what
+
+    def _close_round_if_full(self) -> None:
+        waiting = len(self._round)
+        if waiting and waiting >= self.consistency.quorum(self.ledger.n_active):
+            pushes = [self._round[partition] for partition in sorted(self._round)]
+            self._round.clear()
+            self._apply(pushes)
+
+    def _apply(self, pushes: list[Push]) -> str:
+        """Write the update into the copy, swap it in, make it durable; or leave all as it was."""
+        try:
+            self._parameters.prepare(pushes)
+        except BadGradient:
+            if self._skip:
+                return self._skip_all(pushes)
+            self._expect_again(pushes, "not_finite")
+            raise
+        except Exception:
+            self._expect_again(pushes, "failed")
+            raise
+        books = self.ledger.copy() if self.checkpointer.every_update else self.ledger
+        self._parameters.swap(+1)
+        for push in pushes:
+            self._commit(push)
+        try:
+            self.checkpointer.after_update(self.version, self._snapshot)
+        except CheckpointError:
+            self._parameters.swap(-1)
+            self.ledger = books
+            self._expect_again(pushes, "not_durable")
+            raise
+        self._changed.notify_all()
+        return "ok"
+
+    def _commit(self, push: Push) -> None:
+        if self.consistency.in_rounds:
+            self.ledger.counts["kept"] -= 1
+        else:
+            self.ledger.accept(push.partition, push.digest, self.version)
+        self.ledger.count(self.version - 1 - push.base, push.examples, push.loss, push.weight)
+
+    def _expect_again(self, pushes: list[Push], reason: str) -> None:
+        """Book pushes as rejected.  Those of a round had been accepted: their workers go back."""
+        for push in pushes:
+            if self.consistency.in_rounds:
+                self.ledger.counts["kept"] -= 1
+                self.ledger.take_back(push.partition)
+            self.ledger.counts[f"rejected_{reason}"] += 1
+        self._changed.notify_all()
+
+    def _skip_all(self, pushes: list[Push]) -> str:
+        for push in pushes:
+            if self.consistency.in_rounds:
+                self.ledger.counts["kept"] -= 1
+            else:
+                self.ledger.accept(push.partition, push.digest, self.version)
+            self.ledger.counts["skipped"] += 1
+        if self.consistency.in_rounds:
+            self._parameters.version += 1  # the round is over, without a step
+        self._changed.notify_all()
+        return "skipped"
+
+    def _may_go(self, partition: int) -> bool:
+        if partition in self._round:
+            return False
+        ledger, policy = self.ledger, self.consistency
+        return not policy.waits or policy.may_pull(ledger.next.get(partition, 0), ledger.slowest)
+
+    def _when_allowed(self, run: str, partition: int, timeout: float) -> bytes | None:
+        """Return the parameters when this worker may have them, or None if that takes too long."""
+        deadline = time.monotonic() + timeout
+        while not self._may_go(partition):
+            left = deadline - time.monotonic()
+            if self._draining or left <= 0 or not self._changed.wait(left):
+                return None
+            self._refuse_stale_run(run)
+        return self._parameters.payload()
+
+    def _answer(self, status: str, partition: int, w: bytes | None = None) -> Answer:
+        following = self.ledger.next.get(partition, 0)
+        durable = self.checkpointer.durable_version
+        return Answer(status, following, self.version, self.generation, durable, w)
+
+    def _snapshot(self) -> Snapshot:
+        return Snapshot(
+            self.version,
+            *self._parameters.copy(),
+            self.ledger.to_dict(),
+        )

@@ -1,0 +1,237 @@
+"""The bytes on the wire: the one place that knows them.
+
+A frame is a prelude, a header and a payload::
+
+    prelude   32 bytes, little endian
+              4s  magic, b"SPKD"
+              H   version of this format, 1
+              H   zero
+              I   length of the header in bytes, at most 64 KiB
+              I   zero
+              Q   length of the payload in bytes
+              Q   XXH3-64 checksum of the header, continued over the payload
+    header    JSON: {"fields": {name: scalar}, "arrays": [[name, dtype, shape], ...]}
+    payload   the arrays, C order, little endian, one behind the other without gaps
+
+A sparse array is ``[name, dtype, shape, n, index dtype]``: n values, then n indices into the
+flattened array.  Length and checksum are inside the frame because HTTP servers have been seen to
+hand over half a body.  Nothing is ever unpickled, and nothing is allocated from a size
+that was only declared: arrays are views of the bytes that came.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Iterable, Mapping, Sequence
+from math import prod
+from typing import Any, NamedTuple, TypeAlias
+
+import numpy as np
+import xxhash
+
+from sparkdist.blocks import Array
+from sparkdist.errors import DecodeError
+
+__all__ = [
+    "CONTENT_TYPE",
+    "HEADER_LIMIT",
+    "PRELUDE_BYTES",
+    "Entry",
+    "Message",
+    "Sparse",
+    "decode",
+    "encode",
+    "entries_of",
+    "sparse_if_shorter",
+]
+
+CONTENT_TYPE = "application/x-sparkdist"
+HEADER_LIMIT = 64 << 10
+PRELUDE_BYTES = 32
+
+_PRELUDE = struct.Struct("<4sHHIIQQ")
+_MAGIC, _VERSION = b"SPKD", 1
+_VALUES = {"<f4": 4, "<f8": 8}
+_INDICES = {"<i4": 4, "<i8": 8}
+_MAX_DIMENSIONS = 8
+#: Shorter vectors are sent as they are: the look costs more than the bytes.
+_WORTH_A_LOOK = 1024
+_Scalar: TypeAlias = "str | int | float | bool | None"
+
+
+class Entry(NamedTuple):
+    """What the header says of one array; ``n`` and ``index_dtype`` are None where it is dense."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    n: int | None = None
+    index_dtype: str | None = None
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes in the payload."""
+        if self.n is None or self.index_dtype is None:
+            return prod(self.shape) * _VALUES[self.dtype]
+        return self.n * (_VALUES[self.dtype] + _INDICES[self.index_dtype])
+
+
+class Sparse(NamedTuple):
+    """Some elements of an array of ``shape``: values at indices into the flattened array."""
+
+    values: Array
+    indices: Array
+    shape: tuple[int, ...]
+
+
+class Message(NamedTuple):
+    """A decoded frame: scalars, what the arrays are, and their bytes, which are not copied."""
+
+    fields: dict[str, Any]
+    entries: tuple[Entry, ...]
+    payload: memoryview
+
+    def arrays(self) -> dict[str, Array | Sparse]:
+        """The arrays by name, as views of the frame."""
+        found: dict[str, Array | Sparse] = {}
+        start = 0
+        for entry in self.entries:
+            count = prod(entry.shape) if entry.n is None else entry.n
+            values = np.frombuffer(self.payload, entry.dtype, count, start)
+            if entry.index_dtype is None:
+                found[entry.name] = values.reshape(entry.shape)
+            else:
+                after = start + values.nbytes
+                indices = np.frombuffer(self.payload, entry.index_dtype, count, after)
+                found[entry.name] = Sparse(values, indices, entry.shape)
+            start += entry.n_bytes
+        return found
+
+    def flat(self, dtype: Any) -> Array:
+        """The whole payload as one vector: for dense arrays that are all of one type."""
+        return np.frombuffer(self.payload, dtype)
+
+
+def entries_of(arrays: Mapping[str, Array | Sparse]) -> tuple[Entry, ...]:
+    """Describe arrays as a header does."""
+    return tuple(
+        Entry(name, array.values.dtype.str, array.shape, array.values.size, array.indices.dtype.str)
+        if isinstance(array, Sparse)
+        else Entry(name, array.dtype.str, array.shape)
+        for name, array in arrays.items()
+    )
+
+
+def sparse_if_shorter(vector: Array) -> Sparse | None:
+    """Return the non-zero elements of a vector if they take less than half of its bytes."""
+    if vector.size < _WORTH_A_LOOK:
+        return None
+    item = vector.itemsize + 4
+    if vector.size > 1 << 31 or np.count_nonzero(vector) * item * 2 > vector.nbytes:
+        return None
+    indices = np.flatnonzero(vector).astype("<i4")
+    return Sparse(vector[indices], indices, vector.shape)
+
+
+def encode(
+    fields: Mapping[str, _Scalar], entries: Sequence[Entry] = (), parts: Iterable[Any] = ()
+) -> bytes:
+    """Make a frame in one copy; ``parts`` are the arrays' contiguous buffers, in order.
+
+    Raises
+    ------
+    ValueError
+        If the header is longer than 64 KiB, which happens at about 1,000 arrays; for a field that
+        is NaN or infinite.
+    """
+    listed = [[*entry[:3]] if entry.n is None else [*entry] for entry in entries]
+    text = json.dumps({"fields": fields, "arrays": listed}, separators=(",", ":"), allow_nan=False)
+    # Padded to a multiple of 16, so that the arrays of a frame lie as processors like them.
+    header = text.encode() + b" " * (-len(text.encode()) % 16)
+    if len(header) > HEADER_LIMIT:
+        raise ValueError(f"a header of {len(header)} bytes is over the limit of {HEADER_LIMIT}")
+    views = [memoryview(part).cast("B") for part in parts]
+    checksum = xxhash.xxh3_64(header)
+    for view in views:
+        checksum.update(view)
+    length = sum(view.nbytes for view in views)
+    prelude = _PRELUDE.pack(_MAGIC, _VERSION, 0, len(header), 0, length, checksum.intdigest())
+    return b"".join([prelude, header, *views])
+
+
+def decode(data: bytes | bytearray | memoryview) -> Message:
+    """Read a frame; total: any bytes give a Message or DecodeError.
+
+    Raises
+    ------
+    DecodeError
+        For anything but one whole, undamaged frame.
+    """
+    frame = memoryview(data).cast("B").toreadonly()
+    if len(frame) < PRELUDE_BYTES:
+        raise DecodeError(f"{len(frame)} bytes are less than a prelude of {PRELUDE_BYTES}")
+    magic, version, zero, n_header, zero2, n_payload, checksum = _PRELUDE.unpack_from(frame)
+    if magic != _MAGIC or version != _VERSION or zero or zero2:
+        raise DecodeError(f"not a frame of version {_VERSION}: it begins with {bytes(frame[:8])!r}")
+    if n_header > HEADER_LIMIT:
+        raise DecodeError(f"a header of {n_header} bytes is over the limit of {HEADER_LIMIT}")
+    if len(frame) != PRELUDE_BYTES + n_header + n_payload:
+        expected = PRELUDE_BYTES + n_header + n_payload
+        raise DecodeError(f"the frame has {len(frame)} bytes and says that it has {expected}")
+    body = frame[PRELUDE_BYTES:]
+    if xxhash.xxh3_64_intdigest(body) != checksum:
+        raise DecodeError("the checksum does not fit: the frame was damaged on its way")
+    fields, entries = _read_header(bytes(body[:n_header]))
+    if (listed := sum(entry.n_bytes for entry in entries)) != n_payload:
+        raise DecodeError(f"the arrays take {listed} bytes, the payload has {n_payload}")
+    return Message(fields, entries, body[n_header:])
+
+
+def _read_header(text: bytes) -> tuple[dict[str, Any], tuple[Entry, ...]]:
+    try:
+        header = json.loads(text, object_pairs_hook=_once, parse_constant=_refuse_constant)
+    except (ValueError, RecursionError) as error:
+        raise DecodeError(f"the header is not JSON: {error}") from None
+    if not isinstance(header, dict) or set(header) != {"fields", "arrays"}:
+        raise DecodeError("the header must hold fields and arrays, and nothing else")
+    fields, listed = header["fields"], header["arrays"]
+    if not isinstance(fields, dict) or not isinstance(listed, list):
+        raise DecodeError("fields must be an object and arrays a list")
+    if any(isinstance(value, dict | list) for value in fields.values()):
+        raise DecodeError("a field must be a string, a number, true, false or null")
+    entries = tuple(_read_entry(entry) for entry in listed)
+    if len({entry.name for entry in entries}) != len(entries):
+        raise DecodeError("two arrays have the same name")
+    return fields, entries
+
+
+def _read_entry(listed: Any) -> Entry:
+    if not isinstance(listed, list) or len(listed) not in (3, 5):
+        raise DecodeError(f"an array is described by 3 or 5 values, not by {listed!r:.80}")
+    name, dtype, shape, n, index = [*listed, None, None][:5]
+    if not isinstance(name, str):
+        raise DecodeError(f"the name of an array is a string, not {name!r:.80}")
+    if not isinstance(dtype, str) or dtype not in _VALUES:
+        raise DecodeError(f"array {name!r:.80} has type {dtype!r:.20}; it must be <f4 or <f8")
+    if not isinstance(shape, list) or len(shape) > _MAX_DIMENSIONS or not all(map(_whole, shape)):
+        raise DecodeError(f"array {name!r:.80} has shape {shape!r:.80}")
+    if len(listed) == 5 and not (_whole(n) and isinstance(index, str) and index in _INDICES):
+        raise DecodeError(f"array {name!r:.80} has {n!r:.20} indices of type {index!r:.20}")
+    return Entry(name, dtype, tuple(shape), n, index)
+
+
+def _whole(value: Any) -> bool:
+    # Sizes stay below 2^53: their products are Python integers, which do not overflow.
+    return type(value) is int and 0 <= value < 1 << 53
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("a key is there twice")
+    return found
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is no number")
