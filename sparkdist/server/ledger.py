@@ -109,9 +109,12 @@ class Ledger:
 
     @property
     def slowest(self) -> int:
-        """Smallest clock of the active workers; those that did not join yet are at 0."""
+        """Smallest clock of the active workers; those that did not join yet are at 0.
+
+        When all have left nobody is waited for: a copy of a task may still be there.
+        """
         active = (p for p in range(self.n_workers) if p not in self.gone)
-        return min((self.next.get(partition, 0) for partition in active), default=0)
+        return min((self.next.get(partition, 0) for partition in active), default=1 << 62)
 
     @property
     def balanced(self) -> bool:

@@ -1,0 +1,239 @@
+"""Supervisor: the driver's side of the server process; starts it, talks to it, starts it again."""
+
+from __future__ import annotations
+
+import dataclasses
+import http.client
+import logging
+import os
+import pickle
+import shutil
+import socket
+import ssl
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from sparkdist.errors import ServerDied, ServerError
+from sparkdist.server.process import Setup
+
+__all__ = ["Supervisor", "reserve_port"]
+
+logger = logging.getLogger(__name__)
+
+_START_SECONDS = 60.0
+_STOP_SECONDS = 10.0
+#: Between looks at the process, and how often in a row it may fail to say that it is alive.
+_LOOK_SECONDS, _LOOKS = 2.0, 5
+
+
+def reserve_port(host: str) -> socket.socket:
+    """Bind a port that the system chooses, without listening: it stays ours between restarts."""
+    family = socket.getaddrinfo(host, 0, type=socket.SOCK_STREAM)[0][0]
+    held = socket.socket(family, socket.SOCK_STREAM)
+    held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    held.bind((host, 0))
+    return held
+
+
+class Supervisor:
+    """Runs the server process; when it dies, starts it again on the same port, from a checkpoint.
+
+    Parameters
+    ----------
+    setup
+        What the process is started from.
+    dumps
+        Pickles what goes to it, the user's functions included.
+    restarts
+        How many times it may be started again; without a folder for checkpoints, never.
+    """
+
+    def __init__(self, setup: Setup, dumps: Callable[[Any], bytes], restarts: int):
+        self._setup, self._dumps, self._left = setup, dumps, restarts if setup.folder else 0
+        self._allowed = self._left
+        self._speaking, self._stopping = threading.RLock(), threading.Event()
+        self._folder = Path(tempfile.mkdtemp(prefix="sparkdist-server-"))
+        self._log = self._folder / "server.log"
+        self.restarts = 0
+        self.died: ServerDied | None = None
+        self._start()
+        self._watcher = threading.Thread(target=self._watch, daemon=True, name="sparkdist watcher")
+        self._watcher.start()
+
+    @property
+    def pid(self) -> int:
+        """Process id of the server."""
+        return self._process.pid
+
+    def begin(self, run: str, n_workers: int) -> None:
+        """Open a run; a server that is started again goes on with it."""
+        with self._speaking:
+            self._setup = dataclasses.replace(self._setup, run=run, n_workers=n_workers)
+            self.ask("begin", run, n_workers)
+
+    def use(self, rule: Any) -> None:
+        """Change how pushes are applied, from the next one on."""
+        with self._speaking:
+            self._setup = dataclasses.replace(self._setup, rule=rule)
+            self.ask("use", rule)
+
+    def ask(self, name: str, *arguments: Any) -> Any:
+        """Have a command carried out; waits while the server is being started again.
+
+        Raises
+        ------
+        ServerDied
+            If it died for the last time.
+        ServerError
+            If the command fails there.
+        """
+        deadline = time.monotonic() + 2 * _START_SECONDS
+        while time.monotonic() < deadline:
+            if self.died is not None:
+                raise self.died
+            try:
+                with self._speaking:
+                    self._connection.send_bytes(self._dumps((name, arguments)))
+                    done, answer = pickle.loads(self._connection.recv_bytes())  # noqa: S301
+            except (EOFError, OSError):
+                time.sleep(0.1)
+                continue
+            if not done:
+                raise ServerError(f"the model server could not {name}: {answer}")
+            return answer
+        raise ServerError(f"the model server did not {name} in time")
+
+    def stop(self) -> None:
+        """End the process: the last checkpoint is written first; nothing of it stays behind."""
+        if self._stopping.is_set():
+            return
+        self._stopping.set()
+        try:
+            if self.died is None:
+                self._connection.send_bytes(self._dumps(("stop", ())))
+            self._process.wait(_STOP_SECONDS)
+        except (OSError, subprocess.TimeoutExpired):
+            self._process.kill()
+        finally:
+            self._process.wait()
+            self._connection.close()
+            self._watcher.join(_STOP_SECONDS)
+            shutil.rmtree(self._folder, ignore_errors=True)
+
+    def __enter__(self) -> Supervisor:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.stop()
+
+    def _start(self) -> None:
+        mine, theirs = Pipe()
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+        environment.setdefault("OMP_NUM_THREADS", "1")
+        with open(self._log, "ab") as log:
+            # The setup, with the token in it, goes over the pair and not into the arguments.
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "sparkdist.server.process", str(theirs.fileno())],
+                pass_fds=[theirs.fileno()],
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,  # Ctrl-C on the terminal is for the driver alone
+            )
+        theirs.close()
+        self._connection: Connection = mine
+        try:
+            mine.send_bytes(self._dumps(self._setup))
+            self._wait_until_it_answers()
+        except BaseException:
+            self._process.kill()
+            self._process.wait()
+            raise
+
+    def _wait_until_it_answers(self) -> None:
+        deadline = time.monotonic() + _START_SECONDS
+        while not self._alive():
+            if self._process.poll() is not None or time.monotonic() > deadline:
+                raise ServerDied(f"the model server did not start:\n{self._tail()}")
+            time.sleep(0.02)
+
+    def _alive(self, seconds: float = 1.0) -> bool:
+        setup = self._setup
+        host, port = setup.host, setup.port
+        connection: http.client.HTTPConnection
+        if setup.certificate is None:
+            connection = http.client.HTTPConnection(host, port, timeout=seconds)
+        else:
+            # Only whether it lives: that it is the right one the workers check.
+            context = ssl._create_unverified_context()
+            connection = http.client.HTTPSConnection(host, port, timeout=seconds, context=context)
+        try:
+            connection.request("GET", "/healthz")
+            return connection.getresponse().status < 500
+        except (OSError, http.client.HTTPException):
+            return False
+        finally:
+            connection.close()
+
+    def _watch(self) -> None:
+        """Look after the process until it is stopped, or has died once too often."""
+        silent = 0
+        while not self._stopping.is_set():
+            try:
+                self._process.wait(_LOOK_SECONDS)
+            except subprocess.TimeoutExpired:
+                silent = 0 if self._alive() else silent + 1
+                if silent < _LOOKS:
+                    continue
+                logger.error("the model server does not answer any more; it is killed")
+                self._process.kill()
+                self._process.wait()
+            silent = 0
+            if self._stopping.is_set() or not self._start_again():
+                return
+
+    def _start_again(self) -> bool:
+        status = self._process.returncode
+        while self._left:
+            self._left -= 1
+            self.restarts += 1
+            logger.warning(
+                "the model server died (status %s); it is started again from its last checkpoint",
+                status,
+            )
+            self._setup = dataclasses.replace(self._setup, restore=True)
+            try:
+                with self._speaking:
+                    self._connection.close()
+                    self._start()
+                return True
+            except (ServerDied, OSError) as error:
+                logger.error("%s", error)
+        if self._setup.folder is None:
+            cure = "it had no checkpoints to start again from: checkpoint='interval' gives it some"
+        else:
+            cure = f"it had been started again {self._allowed} times, which is what restarts allows"
+        self.died = ServerDied(
+            f"the model server died (status {status}); {cure}. Its last words:\n{self._tail()}"
+        )
+        return False
+
+    def _tail(self) -> str:
+        lines = self._log.read_text(errors="replace").splitlines() if self._log.exists() else []
+        return "\n".join(lines[-20:])
