@@ -2,7 +2,7 @@
 
 from importlib.metadata import version
 
-from sparkdist import datasets, errors, objectives
+from sparkdist import consistency, datasets, errors, objectives, updaters
 from sparkdist.model import Model
 from sparkdist.objectives import (
     MLP,
@@ -16,9 +16,10 @@ from sparkdist.objectives import (
     SquaredHinge,
 )
 from sparkdist.penalties import L1, L2, ElasticNet
-from sparkdist.result import History, Result
+from sparkdist.result import History, Result, TrainingHistory
 from sparkdist.spark.dataset import Dataset
 from sparkdist.spark.minimize import minimize
+from sparkdist.spark.model_server import ModelServer
 from sparkdist.spark.read import read_dataframe, read_dataset
 from sparkdist.spark.scoring import SparkModel
 
@@ -36,6 +37,7 @@ __all__ = [
     "Huber",
     "Logistic",
     "Model",
+    "ModelServer",
     "Objective",
     "Poisson",
     "Result",
@@ -43,6 +45,8 @@ __all__ = [
     "SparkModel",
     "Squared",
     "SquaredHinge",
+    "TrainingHistory",
+    "consistency",
     "datasets",
     "errors",
     "load",
@@ -50,4 +54,5 @@ __all__ = [
     "objectives",
     "read_dataframe",
     "read_dataset",
+    "updaters",
 ]

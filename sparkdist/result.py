@@ -10,7 +10,7 @@ from scipy.optimize import OptimizeResult
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["History", "Result"]
+__all__ = ["History", "Result", "TrainingHistory"]
 
 
 @dataclass
@@ -53,6 +53,34 @@ class History:
         except ImportError as error:
             raise ImportError("plotting needs matplotlib: pip install 'sparkdist[plot]'") from error
         return plot_history(self, title)
+
+
+@dataclass
+class TrainingHistory:
+    """How a run with the model server went, as the driver saw it, in equally long lists."""
+
+    #: Wall time since the call, in seconds.
+    seconds: list[float] = field(default_factory=list)
+    #: Version of the parameters.
+    version: list[int] = field(default_factory=list)
+    #: Rows in the applied pushes so far.
+    examples: list[int] = field(default_factory=list)
+    #: Mean loss of the batches so far, each at the parameters that its worker had.
+    loss: list[float] = field(default_factory=list)
+
+    def append(self, seconds: float, status: dict[str, Any]) -> None:
+        """Add an entry from the server's status."""
+        self.seconds.append(seconds)
+        self.version.append(status["version"])
+        self.examples.append(status["examples"])
+        self.loss.append(status["loss"] / status["weight"] if status["weight"] else float("nan"))
+
+    def __len__(self) -> int:
+        return len(self.seconds)
+
+    def to_dict(self) -> dict[str, list[Any]]:
+        """Lists by name, for JSON or a DataFrame."""
+        return asdict(self)
 
 
 class Result(OptimizeResult):  # type: ignore[misc]  # SciPy has no types

@@ -151,7 +151,8 @@ def encode(
     header = text.encode() + b" " * (-len(text.encode()) % 16)
     if len(header) > HEADER_LIMIT:
         raise ValueError(f"a header of {len(header)} bytes is over the limit of {HEADER_LIMIT}")
-    views = [memoryview(part).cast("B") for part in parts]
+    whole: list[memoryview[Any]] = [memoryview(part) for part in parts]
+    views = [view.cast("B") for view in whole if view.nbytes]  # Python casts no empty view
     checksum = xxhash.xxh3_64(header)
     for view in views:
         checksum.update(view)
@@ -214,11 +215,17 @@ def _read_entry(listed: Any) -> Entry:
         raise DecodeError(f"the name of an array is a string, not {name!r:.80}")
     if not isinstance(dtype, str) or dtype not in _VALUES:
         raise DecodeError(f"array {name!r:.80} has type {dtype!r:.20}; it must be <f4 or <f8")
-    if not isinstance(shape, list) or len(shape) > _MAX_DIMENSIONS or not all(map(_whole, shape)):
+    if not isinstance(shape, list) or not _is_shape(shape):
         raise DecodeError(f"array {name!r:.80} has shape {shape!r:.80}")
     if len(listed) == 5 and not (_whole(n) and isinstance(index, str) and index in _INDICES):
         raise DecodeError(f"array {name!r:.80} has {n!r:.20} indices of type {index!r:.20}")
     return Entry(name, dtype, tuple(shape), n, index)
+
+
+def _is_shape(shape: list[Any]) -> bool:
+    few = len(shape) <= _MAX_DIMENSIONS and all(map(_whole, shape))
+    # NumPy refuses a huge shape though a zero in it leaves no elements.
+    return few and _whole(prod(filter(None, shape)))
 
 
 def _whole(value: Any) -> bool:

@@ -5,12 +5,13 @@ import sys
 
 import pytest
 
-from sparkdist import objectives, penalties, registry
+from sparkdist import objectives, penalties, registry, updaters
 from sparkdist.errors import InvalidCall
 from sparkdist.objectives import Objective
 from sparkdist.penalties import Penalty
+from sparkdist.updaters import Updater
 
-FAMILIES = [(objectives, Objective), (penalties, Penalty)]
+FAMILIES = [(objectives, Objective), (penalties, Penalty), (updaters, Updater)]
 
 
 @pytest.fixture

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tests.conftest import random_block
 from numpy.testing import assert_allclose, assert_array_equal
 from scipy.sparse import csr_array
 
@@ -21,6 +20,7 @@ from sparkdist.server.rules import MeanGradient, Push
 from sparkdist.server.store import Store
 from sparkdist.updaters import Descent, Updater, adagrad, sgd
 from sparkdist.workers import Batches, downpour
+from tests.conftest import random_block
 
 RUN, D = "run", 5
 

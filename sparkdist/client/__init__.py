@@ -3,5 +3,6 @@
 from sparkdist.client.http import HttpClient
 from sparkdist.client.protocol import Address, Answer, Gradient, ParameterClient
 from sparkdist.client.reach import unreachable
+from sparkdist.wire import Entry
 
-__all__ = ["Address", "Answer", "Gradient", "HttpClient", "ParameterClient", "unreachable"]
+__all__ = ["Address", "Answer", "Entry", "Gradient", "HttpClient", "ParameterClient", "unreachable"]

@@ -27,5 +27,5 @@ class bsp(Consistency):
         return clock <= slowest
 
     def quorum(self, n_active: int) -> int:
-        """Return all of them."""
-        return n_active
+        """Return all of them, and at least one."""
+        return max(1, n_active)

@@ -9,7 +9,7 @@ import re
 import secrets
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import xxhash
@@ -39,7 +39,7 @@ _STATUS = {"wait": 503, "ahead": 409, "stale": 409, "conflict": 409}
 class Settings:
     """What the routes need to know."""
 
-    token: str
+    token: str = field(repr=False)
     #: Values of the Host header that are answered; a web page that was tricked here has another.
     hosts: frozenset[str]
     layout: Any
@@ -150,7 +150,7 @@ class Routes:
             _id(fields, "generation"),
             gradient,
             xxhash.xxh3_64_intdigest(message.payload),
-            _number(fields, "weight", 1.0),
+            _weight(fields),
             _count(fields, "examples", 0),
             None if fields.get("loss") is None else _number(fields, "loss", 0.0),
         )
@@ -230,6 +230,13 @@ def _number(fields: dict[str, Any], name: str, default: float) -> float:
     if type(value) not in (int, float) or abs(value) > 1e300:
         raise DecodeError(f"{name} must be a finite number")
     return float(value)
+
+
+def _weight(fields: dict[str, Any]) -> float:
+    value = _number(fields, "weight", 1.0)
+    if value < 0:  # it would turn descent into ascent
+        raise DecodeError("weight must not be negative")
+    return value
 
 
 # --- what goes out ----------------------------------------------------------------------------

@@ -49,14 +49,15 @@ def write(folder: Path, snapshot: Snapshot) -> Path:
     """Write a snapshot so that a crash at any instant leaves the old file or the new one.
 
     Temporary file in the same folder, fsync, rename, fsync of the folder: POSIX makes a rename
-    atomic, and only the last fsync makes it durable.  The two newest files stay.
+    atomic, and only the last fsync makes it durable.  The two newest files stay, but none of a
+    higher version: what followed an older checkpoint was lost when that one was restored.
     """
     arrays = {f"state/{i:04d}": part for i, part in enumerate(snapshot.state)}
     meta = json.dumps({"version": snapshot.version, "ledger": snapshot.ledger})
     body = save({"w": snapshot.w, **arrays}, metadata={"sparkdist": meta})
     envelope = _ENVELOPE.pack(_MAGIC, _VERSION, len(body), hashlib.sha256(body).digest())
     path = folder / f"checkpoint-{snapshot.version:012d}.spkd"
-    draft = path.with_suffix(".draft")
+    draft = folder / "checkpoint.draft"  # one name: failed writes do not fill the disk
     with open(draft, "wb") as file:
         file.write(envelope)
         file.write(body)
@@ -64,6 +65,9 @@ def write(folder: Path, snapshot: Snapshot) -> Path:
         os.fsync(file.fileno())
     os.replace(draft, path)
     _sync_folder(folder)
+    for other in _newest_first(folder):
+        if other > path:
+            other.unlink(missing_ok=True)
     for old in _newest_first(folder)[_KEEP:]:
         old.unlink(missing_ok=True)
     return path
@@ -189,8 +193,7 @@ class Checkpointer:
             return
         if self._writer is not None:
             self._writer.join()
-        if snapshot.version > self.durable_version or snapshot.version == 0:
-            self._write(snapshot)
+        self._write(snapshot)
 
     def _write_later(self, snapshot: Snapshot) -> None:
         try:

@@ -8,6 +8,7 @@ and from one that comes too early.  Its size is one entry a partition, however l
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, NamedTuple
@@ -25,7 +26,7 @@ class Verdict(Enum):
     #: It was counted before, and counts no second time.
     DUPLICATE = "duplicate"
     #: It was counted before with other bytes: the first one stands.
-    OTHER_BYTES = "other_bytes"
+    OTHER_BYTES = "duplicate_other_bytes"
     #: Pushes before it are missing: the server was restored from an older checkpoint.
     AHEAD = "ahead"
 
@@ -139,6 +140,14 @@ class Ledger:
     def copy(self) -> Ledger:
         """Return books that do not change with these."""
         return Ledger.from_dict(self.to_dict())
+
+    def without(self, partitions: Iterable[int]) -> Ledger:
+        """Return books in which the pushes kept of these partitions did not come yet."""
+        books = self.copy()
+        for partition in partitions:
+            books.take_back(partition)
+            books.counts.subtract(("received", "kept"))
+        return books
 
     @classmethod
     def from_dict(cls, saved: dict[str, Any]) -> Ledger:

@@ -112,13 +112,16 @@ class MeanGradient:
     ) -> None:
         """Write the t-th update into ``new_w`` and ``new``."""
         first, *rest = pushes
+        weight = sum(push.weight for push in pushes)
+        if weight <= 0:
+            raise BadGradient(f"the weights sum up to {weight}: there is no mean", "not_finite")
         if rest or isinstance(first.gradient, dict):
             self._total.fill(0.0)
             for push in pushes:
                 self._add(push.gradient)
-            np.divide(self._total, sum(push.weight for push in pushes), out=self._total)
+            np.divide(self._total, weight, out=self._total)
         else:
-            np.divide(first.gradient, first.weight, out=self._total)
+            np.divide(first.gradient, weight, out=self._total)
         self._descent.update(t, self._total, state, w, new_w, new)
 
     def _add(self, gradient: Array | dict[str, Array | Sparse]) -> None:

@@ -29,7 +29,8 @@ class Answer(NamedTuple):
 
     ``status`` is ok, duplicate, dropped (its round had closed), skipped (not finite),
     ahead (pushes before it are missing: the server was restored), stale (computed on parameters
-    that were lost), conflict (other bytes than the first time), or wait (not yet).
+    that were lost, or while the worker's last push was in the open round), conflict (other bytes
+    than the first time), or wait (not yet).
     """
 
     status: str
@@ -219,9 +220,9 @@ class Store:
         with self._changed:
             self._refuse_stale_run(run)
             self.ledger.counts["received"] += 1
-            skip = self._skip and reason == "not_finite"
-            if skip and self.ledger.judge(partition, clock, 0) is Verdict.NEW:
-                return self._answer(self._pass_over(partition, "skipped"), partition)
+            if self._skip and reason == "not_finite":
+                known = self._known(partition, clock, 0)
+                return self._answer(known or self._pass_over(partition, "skipped"), partition)
             self.ledger.counts[f"rejected_{reason}"] += 1
             return None
 
@@ -231,38 +232,44 @@ class Store:
         if run != self.ledger.run:
             raise StaleRun(f"run {run!r:.80} is over, or is not this server's")
 
+    def _known(self, partition: int, clock: int, digest: int) -> str | None:
+        """Book a push that is not the next one of its partition, and say what it is."""
+        verdict = self.ledger.judge(partition, clock, digest)
+        if verdict is Verdict.NEW:
+            return None
+        self.ledger.counts[verdict.value] += 1
+        if verdict is Verdict.OTHER_BYTES:
+            return "conflict" if self.consistency.in_rounds else "duplicate"
+        return verdict.value
+
     def _book(self, push: Push) -> str:
         ledger, partition = self.ledger, push.partition
-        verdict = ledger.judge(partition, push.clock, push.digest)
-        if verdict is Verdict.AHEAD:
-            ledger.counts["ahead"] += 1
-            return "ahead"
-        if verdict is not Verdict.NEW:
-            other = verdict is Verdict.OTHER_BYTES
-            ledger.counts["duplicate_other_bytes" if other else "duplicate"] += 1
-            return "conflict" if other and self.consistency.in_rounds else "duplicate"
-        if push.generation != self.generation and push.base > self._restored_version:
+        if known := self._known(partition, push.clock, push.digest):
+            return known
+        lost = push.generation != self.generation and push.base > self._restored_version
+        if lost or partition in self._round:
             ledger.counts["stale"] += 1
             return "stale"
         if not self.consistency.in_rounds:
             return self._apply([push])
         if push.base < self.version:
-            return self._pass_over(partition, "dropped")
+            return self._pass_over(partition, "dropped", push.digest)
         self._round[partition] = push
         ledger.accept(partition, push.digest, self.version + 1)
         ledger.counts["kept"] += 1
         self._close_round_if_full()
         return "ok"
 
-    def _pass_over(self, partition: int, what: str) -> str:
-        self.ledger.accept(partition, 0, self.version)
+    def _pass_over(self, partition: int, what: str, digest: int = 0) -> str:
+        self.ledger.accept(partition, digest, self.version)
         self.ledger.counts[what] += 1
         self._changed.notify_all()
         return what
 
     def _close_round_if_full(self) -> None:
-        waiting = len(self._round)
-        if waiting and waiting >= self.consistency.quorum(self.ledger.n_active):
+        # Who pushed and then left is in this round all the same, and takes nobody's place.
+        left = self.ledger.gone & self._round.keys()
+        if len(self._round) >= self.consistency.quorum(self.ledger.n_active + len(left)):
             pushes = [self._round[partition] for partition in sorted(self._round)]
             self._round.clear()
             self._apply(pushes)
@@ -343,8 +350,5 @@ class Store:
         return Answer(status, following, self.version, self.generation, durable, w)
 
     def _snapshot(self) -> Snapshot:
-        return Snapshot(
-            self.version,
-            *self._parameters.copy(),
-            self.ledger.to_dict(),
-        )
+        books = self.ledger.without(self._round).to_dict()
+        return Snapshot(self.version, *self._parameters.copy(), books)
