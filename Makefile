@@ -26,7 +26,7 @@ check: venv ## format, lint, types and the tests that need no JVM: under a minut
 	$(PY) -m ruff format --check .
 	$(PY) -m ruff check .
 	$(PY) -m mypy
-	$(PY) -m pytest -q -m "not spark and not cluster and not process and not slow"
+	PYTHONHASHSEED=0 $(PY) -m pytest -q -n 2 -m "not spark and not cluster and not process and not slow"
 
 test: venv ## all tests but the slow ones, with Spark
 	$(SPARK) $(PY) -m pytest -q -m "not slow"
