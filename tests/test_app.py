@@ -495,10 +495,33 @@ def test_r22_what_is_not_finite_never_enters_the_model(server, bad):
 
 def test_r22_an_overflow_and_a_weight_of_zero_never_enter_the_model(server):
     huge = push_of(1.7e308, weight=1e-3, server=server)
-    for body in (huge, push_of(0.0, weight=0, server=server), push_of(weight=0, server=server)):
+    for body in (huge, push_of(weight=0, server=server)):
         assert server.ask("POST", "/v1/push", body).status_code == 422
     assert server.store.version == 0 and not server.store.parameters()[1].any()
-    assert server.store.status()["counts"] == {"received": 3, "rejected_not_finite": 3}
+    assert server.store.status()["counts"] == {"received": 2, "rejected_not_finite": 2}
+
+
+def test_a_batch_whose_rows_all_weigh_0_is_done_and_changes_nothing(server):
+    assert server.ask("POST", "/v1/push", push_of(0.0, weight=0, server=server)).status_code == 200
+    assert server.store.status()["counts"] == {"received": 1, "applied": 1}
+    assert not server.store.parameters()[1].any()
+
+
+def test_a_push_on_parameters_that_were_never_served_is_refused(server):
+    answer = server.ask("POST", "/v1/push", push_of(base=1, server=server))
+    assert (answer.status_code, error_of(answer)) == (400, "frame")
+    assert server.store.version == 0
+
+
+@pytest.mark.parametrize("path", ["/v1/join", "/v1/pull", "/v1/push", "/v1/leave"])
+def test_partitions_that_the_run_does_not_have_are_refused(server, path):
+    partition = server.store.ledger.n_workers
+    body = push_of(partition=partition, server=server)
+    if path != "/v1/push":
+        body = call(partition=partition)
+    answer = server.ask("POST", path, body)
+    assert (answer.status_code, error_of(answer)) == (400, "frame")
+    assert server.store.ledger.next == {} and server.store.ledger.gone == set()
 
 
 def test_r22_what_is_not_finite_is_skipped_on_request():

@@ -20,7 +20,7 @@ from safetensors.numpy import load, save
 from sparkdist.blocks import Array
 from sparkdist.errors import CheckpointError
 
-__all__ = ["Checkpointer", "Snapshot", "read", "read_newest", "write"]
+__all__ = ["Checkpointer", "Snapshot", "holds_checkpoints", "read", "read_newest", "write"]
 
 logger = logging.getLogger(__name__)
 
@@ -43,6 +43,8 @@ class Snapshot(NamedTuple):
     w: Array
     state: tuple[Array, ...]
     ledger: dict[str, Any]
+    #: Version at which the state was new: updates are counted from there.
+    started: int = 0
 
 
 def write(folder: Path, snapshot: Snapshot) -> Path:
@@ -53,7 +55,12 @@ def write(folder: Path, snapshot: Snapshot) -> Path:
     higher version: what followed an older checkpoint was lost when that one was restored.
     """
     arrays = {f"state/{i:04d}": part for i, part in enumerate(snapshot.state)}
-    meta = json.dumps({"version": snapshot.version, "ledger": snapshot.ledger})
+    fields = {
+        "version": snapshot.version,
+        "ledger": snapshot.ledger,
+        "started": snapshot.started,
+    }
+    meta = json.dumps(fields)
     body = save({"w": snapshot.w, **arrays}, metadata={"sparkdist": meta})
     envelope = _ENVELOPE.pack(_MAGIC, _VERSION, len(body), hashlib.sha256(body).digest())
     path = folder / f"checkpoint-{snapshot.version:012d}.spkd"
@@ -105,7 +112,7 @@ def _parse(body: bytes) -> Snapshot:
     (length,) = struct.unpack_from("<Q", body)
     meta = json.loads(json.loads(body[8 : 8 + length])["__metadata__"]["sparkdist"])
     state = tuple(arrays[name] for name in sorted(arrays) if name != "w")
-    return Snapshot(meta["version"], arrays["w"], state, meta["ledger"])
+    return Snapshot(meta["version"], arrays["w"], state, meta["ledger"], meta["started"])
 
 
 def read_newest(folder: Path) -> Snapshot:
@@ -127,7 +134,14 @@ def read_newest(folder: Path) -> Snapshot:
     raise CheckpointError(f"no checkpoint can be loaded from {folder}: {listed}")
 
 
+def holds_checkpoints(folder: Path) -> bool:
+    """Whether an earlier run has left checkpoints in a folder."""
+    return bool(_newest_first(folder))
+
+
 def _newest_first(folder: Path) -> list[Path]:
+    if not folder.is_dir():
+        return []
     return sorted((p for p in folder.iterdir() if _NAME.fullmatch(p.name)), reverse=True)
 
 

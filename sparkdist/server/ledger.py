@@ -7,8 +7,9 @@ and from one that comes too early.  Its size is one entry a partition, however l
 
 from __future__ import annotations
 
+import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, NamedTuple
@@ -48,6 +49,8 @@ class Ledger:
 
     run: str
     n_workers: int
+    #: What the units of this run are, so that nobody goes on with others under their names.
+    plan: str = ""
     next: dict[int, int] = field(default_factory=dict)
     last: dict[int, Last] = field(default_factory=dict)
     gone: set[int] = field(default_factory=set)
@@ -96,12 +99,28 @@ class Ledger:
         is_last = last is not None and clock == self.next.get(partition, 0) - 1
         return last.version if is_last and last is not None else None
 
-    def workers(self) -> list[dict[str, Any]]:
-        """One entry for each worker that has joined: partition, clock, and whether it has left."""
-        return [
-            {"partition": partition, "clock": clock, "left": partition in self.gone}
-            for partition, clock in sorted(self.next.items())
-        ]
+    def status(self, seen: Mapping[int, float]) -> dict[str, Any]:
+        """The books for a reader; ``seen`` is when each worker was heard of (time.monotonic)."""
+        now = time.monotonic()
+        return {
+            "run": self.run,
+            "plan": self.plan,
+            "counts": dict(self.counts),
+            "staleness": sorted(self.staleness.items()),
+            "examples": self.examples,
+            "loss": self.loss,
+            "weight": self.weight,
+            "n_workers": self.n_workers,
+            "workers": [
+                {
+                    "partition": partition,
+                    "clock": clock,
+                    "left": partition in self.gone,
+                    "seconds_ago": round(now - seen.get(partition, now), 3),
+                }
+                for partition, clock in sorted(self.next.items())
+            ],
+        }
 
     @property
     def n_active(self) -> int:
@@ -129,6 +148,7 @@ class Ledger:
         return {
             "run": self.run,
             "n_workers": self.n_workers,
+            "plan": self.plan,
             "next": sorted(self.next.items()),
             "last": [[partition, *last] for partition, last in sorted(self.last.items())],
             "gone": sorted(self.gone),
@@ -155,6 +175,7 @@ class Ledger:
         return cls(
             saved["run"],
             saved["n_workers"],
+            saved["plan"],
             dict(saved["next"]),
             {partition: Last(digest, version) for partition, digest, version in saved["last"]},
             set(saved["gone"]),

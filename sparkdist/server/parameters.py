@@ -29,7 +29,7 @@ class Parameters:
 
     def use(self, rule: Rule) -> None:
         """Change the rule; the state beside the parameters starts anew."""
-        self.rule, self._started = rule, self.version
+        self.rule, self.started = rule, self.version
         self._state, self._new_state = rule.init(self._w), rule.init(self._w)
 
     def prepare(self, pushes: Sequence[Push]) -> None:
@@ -40,7 +40,7 @@ class Parameters:
         BadGradient
             If it is not finite.
         """
-        t = self.version - self._started
+        t = self.version - self.started
         with np.errstate(over="ignore", invalid="ignore"):
             self.rule.apply(t, pushes, self._w, self._state, self._new_w, self._new_state)
         # The state too: a squared gradient may overflow where the parameters do not.
@@ -63,8 +63,8 @@ class Parameters:
         """Return copies of the parameters and the state."""
         return self._w.copy(), tuple(part.copy() for part in self._state)
 
-    def restore(self, version: int, w: Array, state: State) -> None:
-        """Take over parameters and state.
+    def restore(self, version: int, w: Array, state: State, started: int = 0) -> None:
+        """Take over parameters and state, which was new at version ``started``.
 
         Raises
         ------
@@ -76,7 +76,7 @@ class Parameters:
             raise CheckpointError("the checkpoint is of another model or another updater")
         for to, source in zip(mine, saved, strict=True):
             to[...] = source
-        self.version = version
+        self.version, self.started = version, started
         self._served = (-1, b"")
 
     @property

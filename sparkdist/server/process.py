@@ -59,6 +59,7 @@ class Setup:
     token: str
     run: str = ""
     n_workers: int = 0
+    plan: str = ""
     folder: Path | None = None
     every_update: bool = False
     seconds: float | None = None
@@ -66,6 +67,8 @@ class Setup:
     certificate: Path | None = None
     key: Path | None = None
     restore: bool = False
+    #: What the arrays of a push may take; None for what a dense gradient takes.
+    push_bytes: int | None = None
 
 
 class _InThread(MTServer):
@@ -96,7 +99,7 @@ def make_store(setup: Setup) -> Store:
         store.restore(read_newest(setup.folder))
         checkpointer.durable_version = store.version
     if setup.run:
-        store.begin(setup.run, setup.n_workers)
+        store.begin(setup.run, setup.n_workers, setup.plan)
     return store
 
 
@@ -155,7 +158,7 @@ def main(descriptor: int) -> None:
         setup.layout,
         setup.w.dtype.str,
         # A sparse push is at most as long as a dense one: the client sends what is shorter.
-        setup.w.nbytes + HEADER_LIMIT + PRELUDE_BYTES,
+        (setup.push_bytes or setup.w.nbytes) + HEADER_LIMIT + PRELUDE_BYTES,
     )
     app = create_app(store, settings)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C on the driver's terminal is the driver's

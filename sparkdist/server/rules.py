@@ -114,7 +114,9 @@ class MeanGradient:
         first, *rest = pushes
         weight = sum(push.weight for push in pushes)
         if weight <= 0:
-            raise BadGradient(f"the weights sum up to {weight}: there is no mean", "not_finite")
+            self._refuse_anything(pushes)
+            _copy((w, *state), (new_w, *new))
+            return
         if rest or isinstance(first.gradient, dict):
             self._total.fill(0.0)
             for push in pushes:
@@ -123,6 +125,14 @@ class MeanGradient:
         else:
             np.divide(first.gradient, weight, out=self._total)
         self._descent.update(t, self._total, state, w, new_w, new)
+
+    def _refuse_anything(self, pushes: Sequence[Push]) -> None:
+        """Rows of weight 0 have gradients of 0: no mean, and nothing to do."""
+        self._total.fill(0.0)
+        for push in pushes:
+            self._add(push.gradient)
+        if self._total.any():
+            raise BadGradient("the weights sum up to 0: there is no mean gradient", "not_finite")
 
     def _add(self, gradient: Array | dict[str, Array | Sparse]) -> None:
         if not isinstance(gradient, dict):
@@ -134,6 +144,11 @@ class MeanGradient:
                 part[array.indices] += array.values
             else:
                 part += array.ravel()
+
+
+def _copy(sources: Sequence[Array], targets: Sequence[Array]) -> None:
+    for source, target in zip(sources, targets, strict=True):
+        target[...] = source
 
 
 def _refuse_not_finite(values: Array, message: Message) -> None:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from sparkdist.blocks import Array
 from sparkdist.consistency import Consistency
-from sparkdist.errors import BadGradient, CheckpointError, StaleRun
+from sparkdist.errors import BadGradient, CheckpointError, DecodeError, StaleRun
 from sparkdist.server.checkpoint import Checkpointer, Snapshot
 from sparkdist.server.ledger import Ledger, Verdict
 from sparkdist.server.parameters import Parameters
@@ -93,11 +93,11 @@ class Store:
 
     # --- the driver's side ------------------------------------------------------------------
 
-    def begin(self, run: str, n_workers: int) -> None:
+    def begin(self, run: str, n_workers: int, plan: str = "") -> None:
         """Open a run; one that was restored goes on, any other is closed for ever."""
         with self._changed:
             if self.ledger.run != run:
-                self.ledger = Ledger(run, n_workers)
+                self.ledger = Ledger(run, n_workers, plan)
                 self._round.clear()
                 self._seen.clear()
                 self.checkpointer.save_now(self._snapshot())
@@ -117,7 +117,7 @@ class Store:
             If the snapshot is of another model or another updater.
         """
         with self._changed:
-            self._parameters.restore(snapshot.version, snapshot.w, snapshot.state)
+            self._parameters.restore(snapshot.version, snapshot.w, snapshot.state, snapshot.started)
             self.ledger = Ledger.from_dict(snapshot.ledger)
             self._restored_version = snapshot.version
 
@@ -136,9 +136,8 @@ class Store:
     def status(self) -> dict[str, Any]:
         """Everything that can be counted, for JSON."""
         with self._changed:
-            ledger, now = self.ledger, time.monotonic()
             return {
-                "run": ledger.run,
+                **self.ledger.status(self._seen),
                 "generation": self.generation,
                 "version": self.version,
                 "durable_version": self.checkpointer.durable_version,
@@ -147,20 +146,7 @@ class Store:
                 "size": self._parameters.size,
                 "dtype": self._parameters.dtype,
                 "consistency": repr(self.consistency),
-                "counts": dict(ledger.counts),
                 "open_round": sorted(self._round),
-                "staleness": sorted(ledger.staleness.items()),
-                "examples": ledger.examples,
-                "loss": ledger.loss,
-                "weight": ledger.weight,
-                "n_workers": ledger.n_workers,
-                "workers": [
-                    {
-                        **worker,
-                        "seconds_ago": round(now - self._seen.get(worker["partition"], now), 3),
-                    }
-                    for worker in ledger.workers()
-                ],
             }
 
     def parameters(self) -> tuple[int, Array]:
@@ -173,7 +159,7 @@ class Store:
     def join(self, run: str, partition: int) -> Answer:
         """Tell a worker, or another copy of it, where it goes on."""
         with self._changed:
-            self._refuse_stale_run(run)
+            self._refuse_stranger(run, partition)
             self.ledger.next.setdefault(partition, 0)
             self._seen[partition] = time.monotonic()
             return self._answer("ok", partition)
@@ -181,7 +167,7 @@ class Store:
     def pull(self, run: str, partition: int, timeout: float) -> Answer:
         """Give the parameters when the policy lets this worker have them, or say ``wait``."""
         with self._changed:
-            self._refuse_stale_run(run)
+            self._refuse_stranger(run, partition)
             self._seen[partition] = time.monotonic()
             w = self._when_allowed(run, partition, timeout)
             return self._answer("wait" if w is None else "ok", partition, w)
@@ -197,7 +183,9 @@ class Store:
             If every push must be durable, and this one could not be made so; it is not applied.
         """
         with self._changed:
-            self._refuse_stale_run(run)
+            self._refuse_stranger(run, push.partition)
+            if push.generation == self.generation and push.base > self.version:
+                raise DecodeError(f"base {push.base} was never served; it is {self.version} now")
             self._seen[push.partition] = time.monotonic()
             self.ledger.counts["received"] += 1
             status = self._book(push)
@@ -209,16 +197,19 @@ class Store:
     def leave(self, run: str, partition: int) -> Answer:
         """Stop waiting for a worker."""
         with self._changed:
-            self._refuse_stale_run(run)
+            self._refuse_stranger(run, partition)
             self.ledger.gone.add(partition)
-            self._close_round_if_full()
+            try:
+                self._close_round_if_full()
+            except Exception:  # it is about the pushes of others, who are told to push again
+                logger.exception("the round that ended as partition %s left failed", partition)
             self._changed.notify_all()
             return self._answer("ok", partition)
 
     def reject(self, run: str, partition: int, clock: int, reason: str) -> Answer | None:
         """Book a push that could not be admitted; where those are skipped it counts as done."""
         with self._changed:
-            self._refuse_stale_run(run)
+            self._refuse_stranger(run, partition)
             self.ledger.counts["received"] += 1
             if self._skip and reason == "not_finite":
                 known = self._known(partition, clock, 0)
@@ -231,6 +222,11 @@ class Store:
     def _refuse_stale_run(self, run: str) -> None:
         if run != self.ledger.run:
             raise StaleRun(f"run {run!r:.80} is over, or is not this server's")
+
+    def _refuse_stranger(self, run: str, partition: int) -> None:
+        self._refuse_stale_run(run)
+        if partition >= self.ledger.n_workers:
+            raise DecodeError(f"the run has {self.ledger.n_workers} partitions, not {partition}")
 
     def _known(self, partition: int, clock: int, digest: int) -> str | None:
         """Book a push that is not the next one of its partition, and say what it is."""
@@ -351,4 +347,4 @@ class Store:
 
     def _snapshot(self) -> Snapshot:
         books = self.ledger.without(self._round).to_dict()
-        return Snapshot(self.version, *self._parameters.copy(), books)
+        return Snapshot(self.version, *self._parameters.copy(), books, self._parameters.started)

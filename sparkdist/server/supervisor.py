@@ -75,11 +75,11 @@ class Supervisor:
         """Process id of the server."""
         return self._process.pid
 
-    def begin(self, run: str, n_workers: int) -> None:
+    def begin(self, run: str, n_workers: int, plan: str = "") -> None:
         """Open a run; a server that is started again goes on with it."""
         with self._speaking:
-            self._setup = dataclasses.replace(self._setup, run=run, n_workers=n_workers)
-            self.ask("begin", run, n_workers)
+            self._setup = dataclasses.replace(self._setup, run=run, n_workers=n_workers, plan=plan)
+            self.ask("begin", run, n_workers, plan)
 
     def use(self, rule: Any) -> None:
         """Change how pushes are applied, from the next one on."""

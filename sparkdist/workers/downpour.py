@@ -66,7 +66,7 @@ def downpour(
             gradient = units.gradient(clock, step, w)
             accrued = gradient if accrued is None else _add(accrued, gradient)
             age += 1
-            if rate and age < n_fetch:
+            if rate and age < n_fetch and gradient.weight:
                 w = w - (rate / gradient.weight) * gradient.value
         else:
             assert accrued is not None
