@@ -18,6 +18,7 @@ from sparkdist.objectives import (
 from sparkdist.penalties import L1, L2, ElasticNet
 from sparkdist.result import History, Result, TrainingHistory
 from sparkdist.spark.dataset import Dataset
+from sparkdist.spark.deepdist import DeepDist
 from sparkdist.spark.minimize import minimize
 from sparkdist.spark.model_server import ModelServer
 from sparkdist.spark.read import read_dataframe, read_dataset
@@ -31,6 +32,7 @@ __all__ = [
     "L2",
     "MLP",
     "Dataset",
+    "DeepDist",
     "ElasticNet",
     "Hinge",
     "History",

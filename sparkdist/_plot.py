@@ -11,9 +11,9 @@ from matplotlib.figure import Figure
 from sparkdist.blocks import Array
 
 if TYPE_CHECKING:
-    from sparkdist.result import History
+    from sparkdist.result import History, TrainingHistory
 
-__all__ = ["plot_history"]
+__all__ = ["plot_history", "plot_training"]
 
 _INK, _FAINT, _LINE = "#1f2933", "#9aa5b1", "#2563a8"
 
@@ -39,6 +39,24 @@ def plot_history(history: History, title: str) -> Figure:
         axes[1, 0].set_yscale("log")
     axes[0, 0].set_ylabel("objective", color=_INK)
     axes[1, 0].set_ylabel("objective − best", color=_INK)
+    figure.suptitle(title, color=_INK, fontsize=11, x=0.01, ha="left")
+    return figure
+
+
+def plot_training(history: TrainingHistory, title: str) -> Figure:
+    """Draw the loss of the batches, and how stale their parameters were, in time and in rows."""
+    figure = Figure(figsize=(9, 5.4), dpi=120, layout="constrained")
+    axes = figure.subplots(2, 2, sharex="col", sharey="row")
+    across = ((history.seconds, "seconds"), (history.examples, "examples"))
+    for column, (values, label) in enumerate(across):
+        at = np.asarray(values, dtype=float)
+        _draw(axes[0, column], at, np.asarray(history.loss))
+        _draw(axes[1, column], at, np.asarray(history.staleness))
+        axes[1, column].set_xlabel(label, color=_INK)
+        axes[1, column].set_xlim(0, at.max(initial=0.0) * 1.02 or 1.0)
+    axes[0, 0].set_ylabel("mean loss of the batches", color=_INK)
+    axes[1, 0].set_ylabel("mean staleness", color=_INK)
+    axes[1, 0].set_ylim(bottom=0)
     figure.suptitle(title, color=_INK, fontsize=11, x=0.01, ha="left")
     return figure
 

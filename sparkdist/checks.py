@@ -12,10 +12,12 @@ from sparkdist import registry, solvers
 from sparkdist.objectives import Objective
 from sparkdist.penalties import L1, L2, ElasticNet
 
-__all__ = ["find_problems"]
+__all__ = ["STOCHASTIC", "find_problems"]
 
 logger = logging.getLogger(__name__)
 
+#: Methods that are not solvers of a function: they need the model server.
+STOCHASTIC = ("downpour", "sgd")
 #: Parameters of solvers that have a parameter of their own at the front door.
 _NOT_OPTIONS = ("fun", "w0", "tol", "max_iter", "callback", "l1", "bounds", "hessp")
 
@@ -44,8 +46,10 @@ def find_problems(
     if penalty is not None and not isinstance(penalty, L1 | L2 | ElasticNet):
         problems.append(f"penalty is {penalty!r}; it must be L2(...), L1(...) or ElasticNet(...)")
         penalty = None
+    if method in STOCHASTIC:
+        return problems
     if method not in registry.names(solvers):
-        known = ", ".join(registry.names(solvers))
+        known = ", ".join([*registry.names(solvers), *STOCHASTIC])
         return [*problems, f"there is no method {method!r}; there are {known}"]
     if loss is not None:
         _warn_of_kinks(loss)

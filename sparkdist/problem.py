@@ -51,6 +51,11 @@ class Problem:
     l2: float = 0.0
     bounds: Bounds | None = None
 
+    @property
+    def penalty(self) -> ElasticNet | None:
+        """Both parts of the penalty; None where there is none."""
+        return ElasticNet(self.l1, self.l2) if self.l1 or self.l2 else None
+
 
 def as_objective(objective: Any, w0: Any) -> Objective:
     """Return an Objective for one, its class, its name, or the user's own function.

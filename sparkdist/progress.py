@@ -6,7 +6,7 @@ import sys
 from types import TracebackType
 from typing import Any
 
-__all__ = ["Progress"]
+__all__ = ["Progress", "TrainingProgress"]
 
 
 class Progress:
@@ -35,6 +35,50 @@ class Progress:
             self._bar.update(passes - self._bar.n)
 
     def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+
+class TrainingProgress:
+    """A tqdm bar of the rows that the model server has seen; silent where nobody looks.
+
+    Parameters
+    ----------
+    shown
+        False silences it.  Otherwise it shows itself on a terminal and in a notebook.
+    total
+        Rows in all epochs; None where nobody knows.
+    """
+
+    def __init__(self, shown: bool, total: int | None):
+        self._bar: Any = None
+        if shown and _somebody_looks():
+            from tqdm.auto import tqdm
+
+            self._bar = tqdm(desc="sparkdist", total=total, unit=" examples", unit_scale=True)
+
+    def show(self, status: dict[str, Any]) -> None:
+        """Show the server's books: loss, staleness, and how fast examples come in."""
+        if self._bar is None:
+            return
+        told, staleness = [], status["staleness"]
+        if status["weight"] and status["loss"]:
+            told.append(f"loss {status['loss'] / status['weight']:.6g}")
+        if applied := sum(count for _, count in staleness):
+            told.append(f"staleness {sum(s * count for s, count in staleness) / applied:.2f}")
+        told.append(f"version {status['version']:,}")
+        self._bar.set_postfix_str(", ".join(told), refresh=False)
+        self._bar.update(status["examples"] - self._bar.n)
+
+    def __enter__(self) -> TrainingProgress:
         return self
 
     def __exit__(

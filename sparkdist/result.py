@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 from dataclasses import asdict, dataclass, field
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from scipy.optimize import OptimizeResult
@@ -48,11 +50,7 @@ class History:
         ImportError
             Without matplotlib; ``pip install sparkdist[plot]``.
         """
-        try:
-            from sparkdist._plot import plot_history
-        except ImportError as error:
-            raise ImportError("plotting needs matplotlib: pip install 'sparkdist[plot]'") from error
-        return plot_history(self, title)
+        return _plotting().plot_history(self, title)
 
 
 @dataclass
@@ -65,22 +63,47 @@ class TrainingHistory:
     version: list[int] = field(default_factory=list)
     #: Rows in the applied pushes so far.
     examples: list[int] = field(default_factory=list)
-    #: Mean loss of the batches so far, each at the parameters that its worker had.
+    #: Mean loss of the batches since the entry before, each at the parameters of its worker.
     loss: list[float] = field(default_factory=list)
+    #: Mean staleness of the applied pushes so far.
+    staleness: list[float] = field(default_factory=list)
+
+    _sums: tuple[float, float] = field(default=(0.0, 0.0), repr=False)
 
     def append(self, seconds: float, status: dict[str, Any]) -> None:
         """Add an entry from the server's status."""
         self.seconds.append(seconds)
         self.version.append(status["version"])
         self.examples.append(status["examples"])
-        self.loss.append(status["loss"] / status["weight"] if status["weight"] else float("nan"))
+        self.loss.append(self._recent_loss(status["loss"], status["weight"]))
+        applied = sum(count for _, count in status["staleness"])
+        total = sum(stale * count for stale, count in status["staleness"])
+        self.staleness.append(total / applied if applied else float("nan"))
+
+    def _recent_loss(self, loss: float, weight: float) -> float:
+        """Mean over what came since; as before if nothing did, or the server went back."""
+        more, heavier = loss - self._sums[0], weight - self._sums[1]
+        self._sums = loss, weight
+        if heavier > 0:
+            return more / heavier
+        return self.loss[-1] if self.loss else float("nan")
 
     def __len__(self) -> int:
         return len(self.seconds)
 
     def to_dict(self) -> dict[str, list[Any]]:
         """Lists by name, for JSON or a DataFrame."""
-        return asdict(self)
+        return {name: found for name, found in asdict(self).items() if name != "_sums"}
+
+    def plot(self, title: str = "") -> Figure:
+        """Draw the loss of the batches against seconds and against rows.
+
+        Raises
+        ------
+        ImportError
+            Without matplotlib; ``pip install sparkdist[plot]``.
+        """
+        return _plotting().plot_training(self, title)
 
 
 class Result(OptimizeResult):  # type: ignore[misc]  # SciPy has no types
@@ -109,5 +132,13 @@ class Result(OptimizeResult):  # type: ignore[misc]  # SciPy has no types
     """
 
     def plot(self) -> Figure:
-        """Draw the objective against seconds and against passes; see :meth:`History.plot`."""
-        return self.history.plot(f"{self.method}: {self.fun:.8g} after {self.passes} passes")
+        """Draw the run; see :meth:`History.plot` and :meth:`TrainingHistory.plot`."""
+        after = f"{self.nfev:,} pushes" if "staleness" in self else f"{self.passes} passes"
+        return self.history.plot(f"{self.method}: {self.fun:.8g} after {after}")
+
+
+def _plotting() -> ModuleType:
+    try:
+        return importlib.import_module("sparkdist._plot")
+    except ImportError as error:
+        raise ImportError("plotting needs matplotlib: pip install 'sparkdist[plot]'") from error

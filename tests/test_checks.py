@@ -50,7 +50,7 @@ def test_a_call_that_can_work_has_no_problem(given):
 
 
 PENALTY = "it must be L2(...), L1(...) or ElasticNet(...)"
-METHODS = "there are gd, lbfgs, newton_cg, owlqn"
+METHODS = "there are gd, lbfgs, newton_cg, owlqn, downpour, sgd"
 
 
 @pytest.mark.parametrize(

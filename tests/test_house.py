@@ -44,8 +44,8 @@ PAGES = [
 ]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
-#: A room is a folder or a file right under sparkdist/.  Everybody may open these four ...
-CORE = {"blocks", "errors", "layout", "registry"}
+#: A room is a folder or a file right under sparkdist/.  Everybody may open these five ...
+CORE = {"blocks", "errors", "layout", "registry", "skeleton"}
 #: ... and a family, which is pure, nothing else but itself.
 FAMILIES = {"codecs", "consistency", "objectives", "penalties", "solvers", "updaters"}
 PURE = FAMILIES | {"datasets"}

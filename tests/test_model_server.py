@@ -110,7 +110,7 @@ def test_r11_a_server_that_is_killed_in_the_middle_changes_no_bit(data: Dataset)
         def kill(status: dict[str, object]) -> None:
             if status["version"] > 5 and not killed.is_set():
                 killed.set()
-                os.kill(server._supervisor.pid, signal.SIGKILL)
+                os.kill(server._serving.supervisor.pid, signal.SIGKILL)
 
         slow = Slow()
         result = server.train(data, slow, batch_size=512, epochs=2, callback=kill)
@@ -136,7 +136,7 @@ def test_r16_without_checkpoints_a_dead_server_ends_the_run_and_not_the_session(
 
         def kill(status: dict[str, object]) -> None:
             if status["version"] > 2:
-                os.kill(server._supervisor.pid, signal.SIGKILL)
+                os.kill(server._serving.supervisor.pid, signal.SIGKILL)
 
         with pytest.raises(ServerDied, match="no checkpoints"):
             server.train(data, Slow(), epochs=5, callback=kill, patience=20.0)

@@ -1,8 +1,9 @@
-"""Process: the program of the server process, ``python -m sparkdist.server.process FD``.
+"""Process: the program of the server process, ``python -m sparkdist.server.process FD FOLDER...``.
 
 FD is one end of a socket pair; the driver has the other one.  Over it come the setup and then
 commands, as pickles: the driver is trusted, and nobody else can reach a socket pair.  When the
-driver is gone, however it ended, the pair is at its end, and so is this process.
+driver is gone, however it ended, the pair is at its end, and so is this process; the folders,
+which the driver would have removed, go with it.
 """
 
 from __future__ import annotations
@@ -10,12 +11,13 @@ from __future__ import annotations
 import logging
 import os
 import pickle
+import shutil
 import signal
 import sys
 import threading
 import warnings
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -56,7 +58,7 @@ class Setup:
     host: str
     port: int
     hosts: frozenset[str]
-    token: str
+    token: str = field(repr=False)
     run: str = ""
     n_workers: int = 0
     plan: str = ""
@@ -115,14 +117,22 @@ def commands(store: Store) -> dict[str, Callable[..., Any]]:
     }
 
 
-def obey(connection: Connection, store: Store) -> None:
+def hear(connection: Connection, leftovers: Sequence[Path]) -> Any:
+    """Return what the driver says next; when it is gone nobody is left to serve."""
+    try:
+        said = connection.recv_bytes()
+    except (EOFError, OSError):
+        for folder in leftovers:
+            shutil.rmtree(folder, ignore_errors=True)
+        os._exit(0)
+    return pickle.loads(said)  # noqa: S301  # the driver's own
+
+
+def obey(connection: Connection, store: Store, leftovers: Sequence[Path]) -> None:
     """Carry out the driver's commands until it says stop, or is gone."""
     known = commands(store)
     while True:
-        try:
-            name, arguments = pickle.loads(connection.recv_bytes())  # noqa: S301  # the driver's
-        except (EOFError, OSError):
-            os._exit(0)  # the driver is gone; nobody is left to serve
+        name, arguments = hear(connection, leftovers)
         if name == "stop":
             _stop(connection, store)
         try:
@@ -146,11 +156,11 @@ def _stop(connection: Connection, store: Store) -> None:
     os._exit(0)
 
 
-def main(descriptor: int) -> None:
+def main(descriptor: int, *leftovers: Path) -> None:
     """Serve until the driver says stop, or is gone."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     connection = Connection(descriptor)
-    setup: Setup = pickle.loads(connection.recv_bytes())  # noqa: S301  # the driver's own
+    setup: Setup = hear(connection, leftovers)
     store = make_store(setup)
     settings = Settings(
         setup.token,
@@ -181,10 +191,15 @@ def main(descriptor: int) -> None:
     def listen_to_the_driver() -> None:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.signal(signal.SIGTERM, lambda *_: threading.Thread(target=terminate).start())
-        threading.Thread(target=obey, args=(connection, store), name="control").start()
+        control = connection, store, leftovers
+        threading.Thread(target=obey, args=control, name="control").start()
 
     def terminate() -> None:
-        store.drain()
+        try:
+            store.drain()
+        except Exception:
+            logger.exception("the last checkpoint could not be written")
+            os._exit(1)
         os._exit(0)
 
     with warnings.catch_warnings():
@@ -193,4 +208,4 @@ def main(descriptor: int) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]))
+    main(int(sys.argv[1]), *map(Path, sys.argv[2:]))

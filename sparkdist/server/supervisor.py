@@ -15,7 +15,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -29,6 +29,7 @@ __all__ = ["Supervisor", "reserve_port"]
 
 logger = logging.getLogger(__name__)
 
+_PROGRAM = (sys.executable, "-m", "sparkdist.server.process")
 _START_SECONDS = 60.0
 _STOP_SECONDS = 10.0
 #: Between looks at the process, and how often in a row it may fail to say that it is alive.
@@ -56,13 +57,22 @@ class Supervisor:
         Pickles what goes to it, the user's functions included.
     restarts
         How many times it may be started again; without a folder for checkpoints, never.
+    leftovers
+        Folders that the driver removes in the end; if it is killed, the process does.
     """
 
-    def __init__(self, setup: Setup, dumps: Callable[[Any], bytes], restarts: int):
+    def __init__(
+        self,
+        setup: Setup,
+        dumps: Callable[[Any], bytes],
+        restarts: int,
+        leftovers: Sequence[Path] = (),
+    ):
         self._setup, self._dumps, self._left = setup, dumps, restarts if setup.folder else 0
         self._allowed = self._left
         self._speaking, self._stopping = threading.RLock(), threading.Event()
         self._folder = Path(tempfile.mkdtemp(prefix="sparkdist-server-"))
+        self._leftovers = [*leftovers, self._folder]
         self._log = self._folder / "server.log"
         self.restarts = 0
         self.died: ServerDied | None = None
@@ -77,15 +87,21 @@ class Supervisor:
 
     def begin(self, run: str, n_workers: int, plan: str = "") -> None:
         """Open a run; a server that is started again goes on with it."""
-        with self._speaking:
-            self._setup = dataclasses.replace(self._setup, run=run, n_workers=n_workers, plan=plan)
-            self.ask("begin", run, n_workers, plan)
+        self._remember(run=run, n_workers=n_workers, plan=plan)
+        self.ask("begin", run, n_workers, plan)
 
     def use(self, rule: Any) -> None:
         """Change how pushes are applied, from the next one on."""
+        self._remember(rule=rule)
+        self.ask("use", rule)
+
+    def _remember(self, **changed: Any) -> None:
+        """Change what a server that is started again is started from.
+
+        The lock is let go before the server is asked: it may have to be started again first.
+        """
         with self._speaking:
-            self._setup = dataclasses.replace(self._setup, rule=rule)
-            self.ask("use", rule)
+            self._setup = dataclasses.replace(self._setup, **changed)
 
     def ask(self, name: str, *arguments: Any) -> Any:
         """Have a command carried out; waits while the server is being started again.
@@ -118,13 +134,19 @@ class Supervisor:
         if self._stopping.is_set():
             return
         self._stopping.set()
+        # The watcher may be starting it again: it gives that up, and lets go of the process.
+        free = self._speaking.acquire(timeout=_STOP_SECONDS)
         try:
-            if self.died is None:
+            if not free:  # a command that is never answered
+                self._process.kill()
+            elif self.died is None:
                 self._connection.send_bytes(self._dumps(("stop", ())))
             self._process.wait(_STOP_SECONDS)
         except (OSError, subprocess.TimeoutExpired):
             self._process.kill()
         finally:
+            if free:
+                self._speaking.release()
             self._process.wait()
             self._connection.close()
             self._watcher.join(_STOP_SECONDS)
@@ -148,7 +170,7 @@ class Supervisor:
         with open(self._log, "ab") as log:
             # The setup, with the token in it, goes over the pair and not into the arguments.
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "sparkdist.server.process", str(theirs.fileno())],
+                [*_PROGRAM, str(theirs.fileno()), *map(str, self._leftovers)],
                 pass_fds=[theirs.fileno()],
                 env=environment,
                 stdin=subprocess.DEVNULL,
@@ -164,12 +186,14 @@ class Supervisor:
         except BaseException:
             self._process.kill()
             self._process.wait()
+            mine.close()
             raise
 
     def _wait_until_it_answers(self) -> None:
         deadline = time.monotonic() + _START_SECONDS
         while not self._alive():
-            if self._process.poll() is not None or time.monotonic() > deadline:
+            ended = self._process.poll() is not None or self._stopping.is_set()
+            if ended or time.monotonic() > deadline:
                 raise ServerDied(f"the model server did not start:\n{self._tail()}")
             time.sleep(0.02)
 
@@ -210,7 +234,7 @@ class Supervisor:
 
     def _start_again(self) -> bool:
         status = self._process.returncode
-        while self._left:
+        while self._left and not self._stopping.is_set():
             self._left -= 1
             self.restarts += 1
             logger.warning(
@@ -225,6 +249,8 @@ class Supervisor:
                 return True
             except (ServerDied, OSError) as error:
                 logger.error("%s", error)
+        if self._stopping.is_set():
+            return False
         if self._setup.folder is None:
             cure = "it had no checkpoints to start again from: checkpoint='interval' gives it some"
         else:

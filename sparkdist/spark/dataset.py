@@ -6,6 +6,7 @@ import functools
 import logging
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack
 from types import TracebackType
 from typing import Any, TypeVar
 
@@ -25,7 +26,7 @@ from sparkdist.spark.residency import forget
 from sparkdist.spark.transport import acknowledge_at_once
 from sparkdist.spark.visit import Missing, visit
 
-__all__ = ["Dataset"]
+__all__ = ["Dataset", "as_dataset"]
 
 logger = logging.getLogger(__name__)
 
@@ -301,6 +302,15 @@ class Dataset:
             f"Dataset({self.n_rows:,} rows x {self.n_features:,} features"
             f" in {self.n_partitions} partitions)"
         )
+
+
+def as_dataset(data: Dataset | DataFrame | RDD[Any], stack: ExitStack) -> Dataset:
+    """Ingest what is not a Dataset yet, until the end of the stack."""
+    if isinstance(data, Dataset):
+        return data
+    if isinstance(data, DataFrame):
+        return stack.enter_context(Dataset.from_dataframe(data))
+    return stack.enter_context(Dataset.from_rdd(data))
 
 
 def _new_name() -> str:

@@ -12,7 +12,7 @@ from pyspark import RDD
 from pyspark.sql import DataFrame
 from scipy.optimize import OptimizeResult
 
-from sparkdist.checks import find_problems
+from sparkdist.checks import STOCHASTIC, find_problems
 from sparkdist.errors import InvalidCall
 from sparkdist.objectives import Objective, UserLoss
 from sparkdist.problem import BoundsLike, Penalty, as_objective, pose
@@ -20,13 +20,15 @@ from sparkdist.progress import Progress
 from sparkdist.result import Result
 from sparkdist.run import Run
 from sparkdist.spark.aggregate import AggregateEngine
-from sparkdist.spark.dataset import Dataset
-from sparkdist.spark.scoring import SparkModel
+from sparkdist.spark.dataset import Dataset, as_dataset
+from sparkdist.spark.scoring import model_of
 from sparkdist.spark.sources import describe, refuse_connect
+from sparkdist.spark.stochastic import descend, find_problems_of_options
 
 __all__ = ["minimize"]
 
 _ENGINES = {"aggregate": AggregateEngine}
+_TOL, _MAX_ITER = 1e-6, 1000
 
 
 def minimize(
@@ -41,8 +43,8 @@ def minimize(
     unpenalized: Sequence[str] = (),
     engine: str = "aggregate",
     deterministic: bool = False,
-    tol: float = 1e-6,
-    max_iter: int = 1000,
+    tol: float = _TOL,
+    max_iter: int = _MAX_ITER,
     callback: Callable[[OptimizeResult], object] | None = None,
     progress: bool = True,
     **options: Any,
@@ -68,7 +70,9 @@ def minimize(
         a warm start.  Zeros by default, for :class:`MLP` its ``initial()``; required for a
         function, whose parameters it shapes.
     method
-        ``lbfgs`` (the only one with bounds), ``owlqn`` (for L1), ``newton_cg`` or ``gd``.
+        ``lbfgs`` (the only one with bounds), ``owlqn`` (for L1), ``newton_cg`` or ``gd``.  Or, with
+        a :class:`ModelServer` of its own, ``sgd``, synchronous mini-batch descent, or
+        ``downpour``, asynchronous AdaGrad.
     penalty
         :class:`L2`, :class:`L1` or :class:`ElasticNet`.  It never touches the intercept, nor
         the arrays that ``unpenalized`` names.
@@ -92,7 +96,8 @@ def minimize(
     progress
         Show a live line on a terminal or in a notebook.
     **options
-        Of the solver: see :mod:`sparkdist.solvers`.
+        Of the solver: see :mod:`sparkdist.solvers`.  For ``sgd`` and ``downpour`` those of
+        :class:`ModelServer` and its ``train``: batch_size, epochs, seed, updater ...
 
     Returns
     -------
@@ -114,6 +119,9 @@ def minimize(
     refuse_connect(data)
     loss, problems = _objective_or_problems(objective, w0)
     problems += find_problems(loss, method, penalty, bounds, options, tol=tol, max_iter=max_iter)
+    if method in STOCHASTIC:
+        exact = _given(tol, max_iter, bounds, deterministic and method != "sgd")
+        problems += find_problems_of_options(method, options, exact)
     if engine not in _ENGINES:
         problems.append(f"there is no engine {engine!r}; there are {', '.join(_ENGINES)}")
     if not isinstance(data, Dataset | DataFrame | RDD):
@@ -122,12 +130,12 @@ def minimize(
     if loss is None or (problems and not isinstance(data, Dataset)):
         raise InvalidCall("minimize", problems)
     with ExitStack() as stack:
-        dataset = _as_dataset(data, stack)
+        dataset = as_dataset(data, stack)
         problems += _weight_problems(loss, dataset)
         problem = pose(
             loss,
             dataset.n_features,
-            w0,
+            loss.initial(options.get("seed", 0)) if w0 is None else w0,
             penalty=penalty,
             bounds=bounds,
             intercept=intercept,
@@ -136,13 +144,14 @@ def minimize(
         )
         if problems:
             raise InvalidCall("minimize", problems)
+        if method in STOCHASTIC:
+            return descend(method, problem, dataset, w0, callback, options, progress)
         dataset.refuse_labels(loss)
         sums = _ENGINES[engine](dataset, deterministic=deterministic)
         with Progress(progress, f"sparkdist {method}") as bar:
             run = Run(sums, problem, began, bar.show, callback)
             result = run.solve(method, {"tol": tol, "max_iter": max_iter, **options})
-    labels = _two_labels(loss, dataset)
-    result.model = SparkModel(loss, result.x, dataset.n_features, labels, dataset.features)
+    result.model = model_of(loss, result.x, dataset)
     return result
 
 
@@ -153,22 +162,18 @@ def _objective_or_problems(objective: Any, w0: Any) -> tuple[Objective | None, l
         return None, list(error.problems)
 
 
+def _given(tol: float, max_iter: int, bounds: Any, deterministic: bool) -> list[str]:
+    """Name the arguments that only exact methods know, and that were given."""
+    given = {
+        "tol": tol != _TOL,
+        "max_iter": max_iter != _MAX_ITER,
+        "bounds": bounds is not None,
+        "deterministic": deterministic,
+    }
+    return [name for name, is_given in given.items() if is_given]
+
+
 def _weight_problems(loss: Objective, dataset: Dataset) -> list[str]:
     if isinstance(loss, UserLoss) and not loss.takes_weight and not dataset.unit_weights:
         return ["the data has weights, and your function takes none: f(w, X, y, weight) would"]
     return []
-
-
-def _as_dataset(data: Dataset | DataFrame | RDD[Any], stack: ExitStack) -> Dataset:
-    """Ingest what is not a Dataset yet, until the end of the call."""
-    if isinstance(data, Dataset):
-        return data
-    if isinstance(data, DataFrame):
-        return stack.enter_context(Dataset.from_dataframe(data))
-    return stack.enter_context(Dataset.from_rdd(data))
-
-
-def _two_labels(loss: Objective, dataset: Dataset) -> tuple[float, float]:
-    """Return the labels that the classes of a binary model have in the data."""
-    binary = loss.classifies and dataset.labels is not None and -1.0 in dataset.labels
-    return (-1.0, 1.0) if binary else (0.0, 1.0)

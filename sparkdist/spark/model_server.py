@@ -2,40 +2,39 @@
 
 from __future__ import annotations
 
-import functools
-import secrets
-import socket
-import tempfile
-import time
-from collections.abc import Callable, Mapping
+import inspect
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
-from pyspark import SparkContext
-from pyspark.cloudpickle import dumps
+from pyspark import RDD
+from pyspark.sql import DataFrame
 
-from sparkdist.client import Address
+from sparkdist.blocks import Array
 from sparkdist.consistency import Consistency, asp
-from sparkdist.errors import InvalidCall, PassFailed, WorkersMissing
+from sparkdist.errors import InvalidCall
 from sparkdist.layout import Layout, Model
+from sparkdist.objectives import Objective
 from sparkdist.penalties import Penalty
-from sparkdist.problem import as_objective
-from sparkdist.result import Result, TrainingHistory
-from sparkdist.server.process import Setup
-from sparkdist.server.rules import MeanGradient, model_entries
-from sparkdist.server.supervisor import Supervisor, reserve_port
-from sparkdist.spark.aggregate import AggregateEngine
-from sparkdist.spark.dataset import Dataset
-from sparkdist.spark.train import Plan, refuse_unreachable, run_job, work
+from sparkdist.problem import Problem, as_objective
+from sparkdist.progress import TrainingProgress
+from sparkdist.result import Result
+from sparkdist.server.rules import MeanGradient
+from sparkdist.spark.dataset import Dataset, as_dataset
+from sparkdist.spark.outcome import of_objective, of_rows
+from sparkdist.spark.server_options import ServerOptions
+from sparkdist.spark.serving import Serving, Watch
+from sparkdist.spark.sources import describe, refuse_connect
+from sparkdist.spark.train import Loop
+from sparkdist.spark.units import BlockWork, Epochs, RowWork
 from sparkdist.updaters import Descent, Updater, adagrad
 
-__all__ = ["ModelServer"]
-
-_CHECKPOINTS = ("none", "interval", "every")
+__all__ = ["ModelServer", "type_of"]
 
 
 class ModelServer:
@@ -57,24 +56,34 @@ class ModelServer:
         The parameters to start from: an array or a dict of named arrays.  Float32 arrays make
         a model in float32, everything else one in float64.
     updater
-        How the server descends: a member of :mod:`sparkdist.updaters`.
+        How the server descends: a member of :mod:`sparkdist.updaters`; ``adagrad(0.1)``.
     consistency
         Who waits for whom: ``asp()``, ``bsp()``, ``ssp(bound)`` or ``backup(extra)``.
     penalty
         ``L2``, ``L1`` (proximal) or ``ElasticNet``, added to the mean loss on the server.
+    unpenalized
+        Names of arrays that the penalty does not touch.  It never touches the array
+        ``intercept``, nor the biases of an :class:`MLP`.
     clip
         Largest Euclidean norm of a mean gradient.
     checkpoint
         ``none``: the server's death ends the run.  ``interval``: every ``seconds``; what
         came after is computed again.  ``every``: before a push is acknowledged.
     folder
-        Where checkpoints go, and stay; a temporary folder by default.
+        Where checkpoints of a new run go, and stay; a temporary folder by default.
+    resume
+        Folder of the checkpoints of a run whose driver died: the same call of ``train`` goes on
+        where they end.
     seconds
         Between two checkpoints.
     restarts
         How many times the server may be started again.
     skip_not_finite
         Leave out gradients that are not finite instead of failing their task.
+    certificate, key
+        PEM files for TLS; executors trust this certificate and no other.
+    plaintext
+        Run without TLS although Spark is set to encrypt, with a warning.
 
     Raises
     ------
@@ -89,64 +98,41 @@ class ModelServer:
         updater: Updater | None = None,
         consistency: Consistency | None = None,
         penalty: Penalty | None = None,
+        unpenalized: Sequence[str] = (),
         clip: float | None = None,
         checkpoint: str = "interval",
         folder: str | Path | None = None,
+        resume: str | Path | None = None,
         seconds: float = 10.0,
         restarts: int = 3,
         skip_not_finite: bool = False,
+        certificate: str | Path | None = None,
+        key: str | Path | None = None,
+        plaintext: bool = False,
     ):
-        updater = adagrad(0.1) if updater is None else updater
-        consistency = asp() if consistency is None else consistency
-        problems = _problems(updater, consistency, penalty, checkpoint, seconds, restarts)
+        options = ServerOptions(
+            checkpoint, folder, resume, seconds, restarts, skip_not_finite,
+            certificate, key, plaintext,
+        )  # fmt: skip
+        self._updater = adagrad(0.1) if updater is None else updater
+        self._consistency = asp() if consistency is None else consistency
+        self._layout, self._free = Layout.of(model), {*unpenalized, "intercept"}
+        problems = _problems(self._updater, self._consistency, penalty) + options.problems()
+        if unknown := sorted(set(unpenalized) - set(self._layout.names)):
+            problems.append(f"unpenalized names {unknown}; the model has {self._layout.names}")
+        w = self._layout.flatten(model).astype(type_of(model))
+        if not np.isfinite(w).all():
+            problems.append("the model has values that are NaN or infinite")
         if problems:
             raise InvalidCall("ModelServer", problems)
-        self._layout, self._dtype = Layout.of(model), _type_of(model)
-        w = self._layout.flatten(model).astype(self._dtype)
-        if not np.isfinite(w).all():
-            raise InvalidCall("ModelServer", ["the model has values that are NaN or infinite"])
-        l1, l2 = (0.0, 0.0) if penalty is None else (penalty.l1, penalty.l2)
-        self._l1, self._l2, self._consistency = l1, l2, consistency
-        rule = MeanGradient(Descent(updater, l1, l2, clip=clip), self._layout, self._dtype)
-        self._options = {
-            "every_update": checkpoint == "every",
-            "seconds": float(seconds) if checkpoint == "interval" else None,
-            "skip_not_finite": skip_not_finite,
-        }
-        self._given = (w, rule, restarts, None if checkpoint == "none" else folder or "")
-        self._stack: ExitStack | None = None
+        self._w, self._clip = w, clip
+        self._l1, self._l2 = (0.0, 0.0) if penalty is None else (penalty.l1, penalty.l2)
+        self._mask = self._mask_without(())
+        rule = self._rule(self._mask)
+        self._serving = Serving(w, self._layout, rule, self._consistency, options)
 
     def __enter__(self) -> ModelServer:
-        context = SparkContext._active_spark_context
-        if context is None:
-            problem = "there is no Spark session; make one first: it says where the driver is"
-            raise InvalidCall("ModelServer", [problem])
-        self._context = context
-        w, rule, restarts, folder = self._given
-        with ExitStack() as stack:
-            if folder == "":
-                folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="sparkdist-"))
-            elif folder is not None:
-                Path(folder).mkdir(parents=True, exist_ok=True)
-            host = _host(context)
-            held = stack.enter_context(reserve_port(_bind_host(context, host)))
-            port = held.getsockname()[1]
-            self._token = secrets.token_urlsafe(32)
-            setup = Setup(
-                w,
-                self._layout,
-                rule,
-                self._consistency,
-                held.getsockname()[0],
-                port,
-                frozenset({f"{host}:{port}", f"{held.getsockname()[0]}:{port}"}),
-                self._token,
-                folder=None if folder is None else Path(folder),
-                **self._options,  # type: ignore[arg-type]
-            )
-            self._where = (host, port)
-            self._supervisor = stack.enter_context(Supervisor(setup, dumps, restarts))
-            self._stack = stack.pop_all()
+        self._serving.__enter__()
         return self
 
     def __exit__(
@@ -155,23 +141,20 @@ class ModelServer:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if self._stack is not None:
-            stack, self._stack = self._stack, None
-            stack.close()
+        self._serving.__exit__(kind, error, trace)
 
     @property
     def model(self) -> Model:
         """The parameters as they are now, in the shape of the model; a copy."""
-        _, w = self._running().ask("model")
-        return self._layout.unflatten(w)
+        return self._layout.unflatten(self._serving.parameters()[1])
 
     def status(self) -> dict[str, Any]:
         """The server's books: version, counts of pushes by fate, staleness, workers."""
-        return self._running().ask("status")
+        return self._serving.status()
 
     def train(
         self,
-        data: Dataset,
+        data: Dataset | DataFrame | RDD[Any],
         objective: Any,
         *,
         batch_size: int = 64,
@@ -182,16 +165,22 @@ class ModelServer:
         local_rate: float = 0.0,
         patience: float = 300.0,
         callback: Callable[[dict[str, Any]], object] | None = None,
+        progress: bool = True,
     ) -> Result:
-        """Run workers over a dataset until every row has been seen ``epochs`` times.
+        """Run workers over the data until every row has been seen ``epochs`` times.
 
         Parameters
         ----------
         data
-            Its partitions are the workers; where some wait for others (all but ``asp``) there are
-            at most as many as Spark has task slots.
+            A dataset, or what :func:`minimize` takes; its partitions are the workers.  With your
+            own ``gradient``, any RDD of anything: the rows of a partition are kept in a list.
+            Where some workers wait for others (all but ``asp``) there are at most as many as
+            Spark has task slots.
         objective
-            As in :func:`minimize`.
+            An objective, its class or its name, or ``f(w, X, y) -> (loss_sum, grad_sum)``, as in
+            :func:`minimize`.  Or, with two parameters, ``gradient(model, rows)``, which returns
+            the sum of the gradients of a list of rows, in the shape of the model, or the pair
+            (loss_sum, grad_sum).
         batch_size, epochs, seed
             Each epoch of a worker is a permutation of its rows, cut into batches.
         n_fetch, n_push, local_rate
@@ -200,124 +189,115 @@ class ModelServer:
             Seconds that a worker waits for the server, or for others.
         callback
             Called on the driver several times a second with :meth:`status`.
+        progress
+            Show a live line on a terminal or in a notebook.
 
         Returns
         -------
         Result
             ``fun`` and ``jac`` are those of one more pass over all rows, at the server's final
-            parameters; ``counts`` says what became of the pushes.
+            parameters (of a ``gradient`` only if it returns losses); ``counts`` says what
+            became of the pushes, ``staleness`` how old the parameters of each had been.
 
         Raises
         ------
         InvalidCall, BadData, PassFailed, ServerDied, ServerUnavailable, WorkersMissing
         """
-        began, supervisor = time.perf_counter(), self._running()
-        loss = as_objective(objective, self._layout.unflatten(self._given[0]))
-        _refuse_bad_plan(data, batch_size, epochs, n_fetch, n_push, local_rate, patience)
-        data.refuse_labels(loss)
-        run = secrets.token_hex(8)
-        address = Address(*self._where, self._token, run)
-        refuse_unreachable(self._context, address)
-        handles = data.handles
-        if self._consistency.waits:
-            handles = handles.coalesce(self._context.defaultParallelism)
-        n_workers = handles.getNumPartitions()
-        entries = model_entries(self._layout, self._dtype)
-        plan = Plan(
-            address, entries, loss, self._dtype, batch_size, epochs, seed,
-            n_fetch, n_push, local_rate, patience,
-        )  # fmt: skip
-        supervisor.begin(run, n_workers)
-        history = TrainingHistory()
-        job = handles.mapPartitionsWithIndex(functools.partial(work, plan))
-        look = functools.partial(self._look, began, history, callback, patience, n_workers)
-        try:
-            run_job(self._context, job.collect, look)
-        except PassFailed as error:
-            fault = supervisor.ask("fault") if supervisor.died is None else None
-            raise supervisor.died or (
-                PassFailed(f"{error}\n{fault}") if fault else error
-            ) from error
-        look()
-        return self._result(data, loss, history, began)
-
-    def _look(
-        self,
-        began: float,
-        history: TrainingHistory,
-        callback: Callable[[dict[str, Any]], object] | None,
-        patience: float,
-        n_workers: int,
-    ) -> BaseException | None:
-        """See how the run is going; return what must end it."""
-        if self._supervisor.died is not None:
-            return self._supervisor.died
-        status = self._supervisor.ask("status")
-        seconds = time.perf_counter() - began
-        history.append(seconds, status)
-        if callback is not None:
-            callback(status)
-        joined = len(status["workers"])
-        if self._consistency.waits and joined < n_workers and seconds > patience:
-            return WorkersMissing(
-                f"{n_workers} workers must run at the same time, and {joined} came within"
-                f" {patience:g} s: Spark has too few free task slots"
-            )
-        return None
-
-    def _result(self, data: Dataset, loss: Any, history: TrainingHistory, began: float) -> Result:
-        status = self._supervisor.ask("status")
-        version, w = self._supervisor.ask("model")
-        w = w.astype(np.float64)
-        total = AggregateEngine(data).value_and_grad(loss, w)
-        fun = total.loss / total.weight + 0.5 * self._l2 * float(w @ w) + self._l1 * np.abs(w).sum()
-        jac = total.grad / total.weight + self._l2 * w
-        return Result(
-            x=self._layout.unflatten(w),
-            fun=float(fun),
-            jac=self._layout.unflatten(jac),
-            nit=version,
-            nfev=sum(count for name, count in status["counts"].items() if name == "applied"),
-            success=bool(np.isfinite(fun)),
-            status=0,
-            message="every row has been seen in every epoch",
-            counts=status["counts"],
-            staleness=dict(status["staleness"]),
-            restarts=self._supervisor.restarts,
-            seconds=time.perf_counter() - began,
-            history=history,
+        self._serving.supervisor  # noqa: B018  # is it running?
+        refuse_connect(data)
+        plan = TrainingPlan(
+            Epochs(batch_size, epochs, seed, n_push), Loop(n_fetch, local_rate, patience)
         )
+        if problems := plan.problems() + _problems_of_data(data, objective):
+            raise InvalidCall("train", problems)
+        own_rows = isinstance(data, RDD) and _takes_rows(objective)
+        with ExitStack() as stack:
+            dataset = None if own_rows else as_dataset(data, stack)
+            total = None if dataset is None else dataset.n_rows * epochs
+            bar = stack.enter_context(TrainingProgress(progress, total))
+            watch = Watch(bar, callback)
+            if dataset is None:
+                assert isinstance(data, RDD)
+                return self._train_on_rows(data, objective, plan, watch)
+            loss = as_objective(objective, self._layout.unflatten(self._w))
+            return self._train_on_blocks(dataset, loss, plan, watch)
 
-    def _running(self) -> Supervisor:
-        if self._stack is None:
-            raise InvalidCall("ModelServer", ["it is not running; use it in a `with`"])
-        return self._supervisor
+    def _train_on_blocks(
+        self, data: Dataset, loss: Objective, plan: TrainingPlan, watch: Watch
+    ) -> Result:
+        if problems := _misfits(loss, data, self._layout):
+            raise InvalidCall("train", problems)
+        data.refuse_labels(loss)
+        self._leave_free(loss.biases)
+        handles = self._serving.fit_to_slots(data.handles)
+        make_units = BlockWork(loss, self._w.dtype.str, plan.epochs)
+        self._serving.run(handles, make_units, plan.loop, plan.named(data.n_rows), watch)
+        problem = Problem(loss, self._layout, self._w, self._mask, self._l1, self._l2)
+        return of_objective(self._serving, problem, data, watch)
+
+    def _train_on_rows(
+        self, rows: RDD[Any], gradient: Any, plan: TrainingPlan, watch: Watch
+    ) -> Result:
+        rows = self._serving.fit_to_slots(rows)
+        make_units = RowWork(gradient, self._layout, self._w.dtype.str, plan.epochs)
+        self._serving.run(rows, make_units, plan.loop, plan.named(None), watch)
+        penalty = (self._l1, self._l2, self._mask)
+        return of_rows(self._serving, make_units, rows, self._layout, penalty, watch)
+
+    def _rule(self, mask: Array) -> MeanGradient:
+        descent = Descent(self._updater, self._l1, self._l2, mask, self._clip)
+        return MeanGradient(descent, self._layout, self._w.dtype.str)
+
+    def _mask_without(self, biases: Sequence[str]) -> Array:
+        """1 where the penalty acts, 0 where it does not."""
+        mask, slices = np.ones(self._layout.size), self._layout.slices()
+        for name in {*self._free, *biases} & set(self._layout.names):
+            mask[slices[name]] = 0.0
+        return mask
+
+    def _leave_free(self, biases: Sequence[str]) -> None:
+        """Keep the penalty off an objective's biases, of which only its training tells."""
+        mask = self._mask_without(biases)
+        if (self._l1 or self._l2) and not np.array_equal(mask, self._mask):
+            self._serving.supervisor.use(self._rule(mask))
+        self._mask = mask
 
 
-def _type_of(model: Any) -> str:
+@dataclass(frozen=True)
+class TrainingPlan:
+    """The numbers of a call of ``train``."""
+
+    epochs: Epochs
+    loop: Loop
+
+    def problems(self) -> list[str]:
+        """Find what is wrong with them: a sentence for each problem."""
+        whole = {**self.epochs._asdict(), "n_fetch": self.loop.n_fetch}
+        problems = [
+            f"{name} is {value!r}; it must be an integer >= {least}"
+            for name, value in whole.items()
+            if type(value) is not int or value < (least := 0 if name == "seed" else 1)
+        ]
+        rate, patience = self.loop.rate, self.loop.patience
+        if not (isinstance(rate, int | float) and rate >= 0):
+            problems.append(f"local_rate is {rate!r}; it must be 0 or more")
+        if not (isinstance(patience, int | float) and patience > 0):
+            problems.append(f"patience is {patience!r}; it must be more than 0")
+        return problems
+
+    def named(self, n_rows: int | None) -> dict[str, Any]:
+        """Return what decides which batch is which."""
+        return {**self.epochs._asdict(), "rows": n_rows}
+
+
+def type_of(model: Any) -> str:
+    """Type of a model's vector: float32 if all its arrays are, else float64."""
     arrays = model.values() if isinstance(model, Mapping) else [model]
     single = all(np.asarray(array).dtype == np.float32 for array in arrays)
     return "<f4" if single else "<f8"
 
 
-def _host(context: SparkContext) -> str:
-    """Return the address that Spark advertises for the driver; in local mode loopback."""
-    if str(context.master).startswith("local[") or context.master == "local":
-        return "127.0.0.1"
-    return str(context.getConf().get("spark.driver.host", "127.0.0.1"))
-
-
-def _bind_host(context: SparkContext, host: str) -> str:
-    """Return the address to listen at, which is another one behind network translation."""
-    bind = host
-    if host != "127.0.0.1":
-        bind = str(context.getConf().get("spark.driver.bindAddress", host))
-    return socket.gethostbyname(bind)
-
-
-def _problems(
-    updater: Any, consistency: Any, penalty: Any, checkpoint: Any, seconds: Any, restarts: Any
-) -> list[str]:
+def _problems(updater: Any, consistency: Any, penalty: Any) -> list[str]:
     problems = []
     if not isinstance(updater, Updater):
         problems.append(f"updater is {updater!r}; it must be one of sparkdist.updaters")
@@ -325,29 +305,38 @@ def _problems(
         problems.append(f"consistency is {consistency!r}; it must be one of sparkdist.consistency")
     if penalty is not None and not isinstance(penalty, Penalty):
         problems.append(f"penalty is {penalty!r}; it must be L2(...), L1(...) or ElasticNet(...)")
-    if checkpoint not in _CHECKPOINTS:
-        problems.append(f"checkpoint is {checkpoint!r}; it must be one of {_CHECKPOINTS}")
-    if not (isinstance(seconds, int | float) and seconds > 0):
-        problems.append(f"seconds is {seconds!r}; it must be more than 0")
-    if type(restarts) is not int or restarts < 0:
-        problems.append(f"restarts is {restarts!r}; it must be an integer >= 0")
     return problems
 
 
-def _refuse_bad_plan(
-    data: Any, batch_size: Any, epochs: Any, n_fetch: Any, n_push: Any, rate: Any, patience: Any
-) -> None:
-    whole = {"batch_size": batch_size, "epochs": epochs, "n_fetch": n_fetch, "n_push": n_push}
-    problems = [
-        f"{name} is {value!r}; it must be an integer >= 1"
-        for name, value in whole.items()
-        if type(value) is not int or value < 1
-    ]
-    if not isinstance(data, Dataset):
-        problems.append(f"data is a {type(data).__name__}; it must be a Dataset")
-    if not (isinstance(rate, int | float) and rate >= 0):
-        problems.append(f"local_rate is {rate!r}; it must be 0 or more")
-    if not (isinstance(patience, int | float) and patience > 0):
-        problems.append(f"patience is {patience!r}; it must be more than 0")
-    if problems:
-        raise InvalidCall("train", problems)
+def _problems_of_data(data: Any, objective: Any) -> list[str]:
+    if not isinstance(data, Dataset | DataFrame | RDD):
+        return [f"data is {describe(data)}; it must be a Dataset, a DataFrame or an RDD"]
+    if not isinstance(data, RDD) and _takes_rows(objective):
+        return ["gradient(model, rows) is for an RDD; of a dataset f(w, X, y) gets arrays"]
+    return []
+
+
+def _takes_rows(objective: Any) -> bool:
+    """Whether it is the user's ``gradient(model, rows)``: a function of two parameters."""
+    if isinstance(objective, Objective | str | type) or not callable(objective):
+        return False
+    try:
+        inspect.signature(objective).bind("model", "rows")
+    except (TypeError, ValueError):
+        return False
+    return True
+
+
+def _misfits(loss: Objective, data: Dataset, layout: Layout) -> list[str]:
+    """Say where objective, data and model do not belong together."""
+    name, n = type(loss).__name__, data.n_features
+    if loss.n_features not in (None, n):
+        return [f"{name} has {loss.n_features} inputs; the data {n} features"]
+    if loss.own_layout is not None:
+        sizes = {loss.own_layout.size}
+    else:
+        sizes = {loss.size(n), loss.size(n) + loss.n_intercepts}
+    if layout.size not in sizes:
+        wanted = " or ".join(f"{size:,}" for size in sorted(sizes))
+        return [f"the model has {layout.size:,} parameters; {name} on this data has {wanted}"]
+    return []

@@ -20,7 +20,7 @@ from sparkdist.spark.from_arrow import feature_matrix
 from sparkdist.spark.ingest import BadRow
 from sparkdist.spark.sources import plan_columns, refuse_connect
 
-__all__ = ["SparkModel"]
+__all__ = ["SparkModel", "model_of"]
 
 
 class SparkModel(Model):
@@ -127,3 +127,11 @@ def _arrow(values: Array) -> pa.Array:
     n, k = values.shape
     offsets = np.arange(0, n * k + 1, k, dtype=np.int32)
     return pa.ListArray.from_arrays(offsets, np.ascontiguousarray(values).ravel())
+
+
+def model_of(loss: Objective, x: Any, dataset: Dataset) -> SparkModel:
+    """The model of parameters that were fitted to a dataset."""
+    binary = loss.classifies and dataset.labels is not None and -1.0 in dataset.labels
+    # The labels that the classes of a binary model have in the data.
+    labels = (-1.0, 1.0) if binary else (0.0, 1.0)
+    return SparkModel(loss, x, dataset.n_features, labels, dataset.features)

@@ -1,6 +1,6 @@
 """Worker loops: what runs on a partition; they know neither Spark nor HTTP."""
 
-from sparkdist.workers.batches import Batches
+from sparkdist.workers.batches import Batches, Order
 from sparkdist.workers.downpour import Units, downpour
 
-__all__ = ["Batches", "Units", "downpour"]
+__all__ = ["Batches", "Order", "Units", "downpour"]

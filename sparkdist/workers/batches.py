@@ -10,11 +10,11 @@ from scipy.sparse import vstack
 
 from sparkdist.blocks import Block
 
-__all__ = ["Batches"]
+__all__ = ["Batches", "Order"]
 
 
-class Batches:
-    """The rows of one worker, cut anew into batches in each epoch.
+class Order:
+    """Which rows of one worker are in which batch of an epoch.
 
     Each epoch is a permutation of the worker's own rows, drawn from
     ``SeedSequence([seed, epoch, partition])``: sampling without replacement inside a partition,
@@ -23,25 +23,34 @@ class Batches:
     A batch that is asked for again, by a retried task for instance, is the same batch.
     """
 
-    def __init__(
-        self, blocks: Sequence[Block], batch_size: int, *, seed: int, partition: int
-    ) -> None:
-        self._blocks, self._size = blocks, batch_size
+    def __init__(self, n_rows: int, batch_size: int, *, seed: int, partition: int):
+        self.n_rows, self._size = n_rows, batch_size
         self._seed, self._partition = seed, partition
-        self._starts = np.cumsum([0, *(len(block.y) for block in blocks)])
-        self.n_rows = int(self._starts[-1])
-        self.per_epoch = -(-self.n_rows // batch_size)
+        self.per_epoch = -(-n_rows // batch_size)
         self._epoch, self._order = -1, np.empty(0, dtype=np.intp)
 
-    def get(self, epoch: int, number: int) -> Block:
-        """Return batch ``number`` of an epoch."""
+    def rows(self, epoch: int, number: int) -> NDArray[np.intp]:
+        """Return the rows of batch ``number`` of an epoch, sorted: so they are read as they lie."""
         if epoch != self._epoch:
             stream = np.random.SeedSequence([self._seed, epoch, self._partition])
             self._order = np.random.default_rng(stream).permutation(self.n_rows)
             self._epoch = epoch
-        # Sorted, so that a block's rows are read in the order in which they lie.
-        rows = np.sort(self._order[number * self._size : (number + 1) * self._size])
-        return self._gather(rows)
+        return np.sort(self._order[number * self._size : (number + 1) * self._size])
+
+
+class Batches:
+    """The batches of a partition's blocks, in the order of :class:`Order`."""
+
+    def __init__(self, blocks: Sequence[Block], batch_size: int, *, seed: int, partition: int):
+        self._blocks = blocks
+        self._starts = np.cumsum([0, *(len(block.y) for block in blocks)])
+        n_rows = int(self._starts[-1])
+        self._order = Order(n_rows, batch_size, seed=seed, partition=partition)
+        self.n_rows, self.per_epoch = n_rows, self._order.per_epoch
+
+    def get(self, epoch: int, number: int) -> Block:
+        """Return batch ``number`` of an epoch."""
+        return self._gather(self._order.rows(epoch, number))
 
     def _gather(self, rows: NDArray[np.intp]) -> Block:
         cuts = np.searchsorted(rows, self._starts)

@@ -1,0 +1,272 @@
+"""Serving: the model server of a front door, and the Spark jobs that work with it."""
+
+from __future__ import annotations
+
+import functools
+import json
+import secrets
+import socket
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack
+from types import TracebackType
+from typing import Any
+
+from pyspark import RDD, SparkContext
+from pyspark.cloudpickle import dumps
+
+from sparkdist.blocks import Array
+from sparkdist.client import Address
+from sparkdist.consistency import Consistency
+from sparkdist.errors import InvalidCall, PassFailed, ServerUnavailable, WorkersMissing
+from sparkdist.layout import Layout
+from sparkdist.progress import TrainingProgress
+from sparkdist.result import TrainingHistory
+from sparkdist.server.process import Setup
+from sparkdist.server.rules import Rule, model_entries
+from sparkdist.server.supervisor import Supervisor, reserve_port
+from sparkdist.spark.server_options import ServerOptions
+from sparkdist.spark.train import Loop, Plan, run_job, unreachable_from, work
+from sparkdist.workers import Units
+
+__all__ = ["Serving", "Watch"]
+
+
+class Serving:
+    """A server process beside the driver, on an address that Spark's executors know.
+
+    Parameters
+    ----------
+    w, layout, rule, consistency
+        What the server holds, and how pushes change it.
+    options
+        How the process is kept, checked by the caller.
+    push_bytes
+        What the arrays of a push may take; by default what the parameters take.
+    """
+
+    def __init__(
+        self,
+        w: Array,
+        layout: Layout,
+        rule: Rule,
+        consistency: Consistency,
+        options: ServerOptions,
+        push_bytes: int | None = None,
+    ):
+        self._state = (w, layout, rule, consistency)
+        self._consistency, self._options, self._push_bytes = consistency, options, push_bytes
+        self._entries = model_entries(layout, w.dtype.str)
+        self._stack: ExitStack | None = None
+
+    def __enter__(self) -> Serving:
+        context = SparkContext._active_spark_context
+        if context is None:
+            problem = "there is no Spark session; make one first: it says where the driver is"
+            raise InvalidCall("the model server", [problem])
+        self.context, options = context, self._options
+        host = _host(context)
+        options.refuse_bypassed_encryption(context.getConf(), host)
+        options.refuse_other_checkpoints(self._state[0], self._state[2])
+        with ExitStack() as stack:
+            held = stack.enter_context(reserve_port(_bind_host(context, host)))
+            bound, port = held.getsockname()[:2]
+            self._where, self._token = (host, port), secrets.token_urlsafe(32)
+            folder = options.place(stack)
+            setup = Setup(
+                *self._state,
+                host=bound,
+                port=port,
+                hosts=frozenset({f"{host}:{port}", f"{bound}:{port}"}),
+                token=self._token,
+                folder=folder,
+                push_bytes=self._push_bytes,
+                **options.of_process(),
+            )
+            self._supervisor = stack.enter_context(Supervisor(setup, dumps, options.restarts))
+            self._stack = stack.pop_all()
+        self._resuming, self._calls, self._reached = options.resume is not None, 0, False
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._stack is not None:
+            stack, self._stack = self._stack, None
+            stack.close()
+
+    @property
+    def supervisor(self) -> Supervisor:
+        """The process.
+
+        Raises
+        ------
+        InvalidCall
+            If it is not running.
+        """
+        if self._stack is None:
+            problem = "its server is not running; use it in a `with`"
+            raise InvalidCall("the model server", [problem])
+        return self._supervisor
+
+    def parameters(self) -> tuple[int, Array]:
+        """Version and a copy of the parameters."""
+        return self.supervisor.ask("model")
+
+    def status(self) -> dict[str, Any]:
+        """The server's books."""
+        return self.supervisor.ask("status")
+
+    def fit_to_slots(self, elements: RDD[Any]) -> RDD[Any]:
+        """Make the partitions as few as can run at the same time, if they wait for each other."""
+        if not self._consistency.waits:
+            return elements
+        slots = _task_slots(self.context)
+        return elements.coalesce(slots) if elements.getNumPartitions() > slots else elements
+
+    def run(
+        self,
+        elements: RDD[Any],
+        make_units: Callable[[int, Any], AbstractContextManager[Units]],
+        loop: Loop,
+        plan: dict[str, Any],
+        watch: Watch,
+    ) -> None:
+        """Have a worker on each partition until its units are done.
+
+        Parameters
+        ----------
+        elements
+            The data; its partitions are the workers.
+        make_units
+            Makes a worker's units of the number and the elements of its partition.
+        loop
+            How a worker fetches, steps and pushes.
+        plan
+            What decides which unit is which: a checkpoint is continued under the same plan only.
+        watch
+            Sees the server's status several times a second.
+
+        Raises
+        ------
+        PassFailed, ServerDied, ServerUnavailable, WorkersMissing, InvalidCall
+        """
+        supervisor, n_workers = self.supervisor, elements.getNumPartitions()
+        address = self._begin(n_workers, plan)
+        self._refuse_unreachable(address)
+        for_workers = Plan(address, self._entries, make_units, loop)
+        job = elements.mapPartitionsWithIndex(functools.partial(work, for_workers))
+        look = functools.partial(self._look, watch, n_workers, loop.patience)
+        try:
+            run_job(self.context, job.collect, look)
+        except StopIteration:
+            watch.stopped = True
+        except PassFailed as error:
+            raise supervisor.died or self._with_fault(error) from error
+        else:
+            look()
+
+    def _begin(self, n_workers: int, plan: dict[str, Any]) -> Address:
+        """Open a run, or go on with the one of the checkpoint that is resumed."""
+        self._calls += 1
+        wanted = {**plan, "workers": n_workers, "call": self._calls}
+        run = secrets.token_hex(8)
+        if self._resuming:
+            self._resuming, saved = False, self.status()
+            if saved["run"]:
+                _refuse_other_plan(json.loads(saved["plan"]), wanted)
+                run = saved["run"]
+        self.supervisor.begin(run, n_workers, json.dumps(wanted))
+        return Address(*self._where, self._token, run, self._options.certificate_text())
+
+    def _refuse_unreachable(self, address: Address) -> None:
+        if not self._reached and (problem := unreachable_from(self.context, address)):
+            raise ServerUnavailable(problem)
+        self._reached = True
+
+    def _with_fault(self, error: PassFailed) -> PassFailed:
+        """Put the server's own traceback behind what the workers saw of it."""
+        fault = self.supervisor.ask("fault")
+        return PassFailed(f"{error}\n{fault}") if fault else error
+
+    def _look(self, watch: Watch, n_workers: int, patience: float) -> BaseException | None:
+        """See how the run is going; return what must end it."""
+        if self.supervisor.died is not None:
+            return self.supervisor.died
+        status = self.status()
+        watch.see(status)
+        joined = len(status["workers"])
+        if self._consistency.waits and joined < n_workers and watch.seconds > patience:
+            return WorkersMissing(
+                f"{n_workers} workers must run at the same time, and {joined} came within"
+                f" {patience:g} s: Spark has too few free task slots"
+            )
+        return None
+
+
+class Watch:
+    """Keeps the history of a run, shows it, and tells the user's callback.
+
+    Parameters
+    ----------
+    bar
+        What shows it.
+    callback
+        Called with the server's status; raising StopIteration ends the run.
+    """
+
+    def __init__(
+        self, bar: TrainingProgress, callback: Callable[[dict[str, Any]], object] | None = None
+    ):
+        self._bar, self._callback, self._began = bar, callback, time.perf_counter()
+        self.history, self.stopped = TrainingHistory(), False
+
+    @property
+    def seconds(self) -> float:
+        """Wall time since the call."""
+        return time.perf_counter() - self._began
+
+    def see(self, status: dict[str, Any]) -> None:
+        """Book a status."""
+        self.history.append(self.seconds, status)
+        self._bar.show(status)
+        if self._callback is not None:
+            self._callback(status)
+
+
+def _refuse_other_plan(saved: dict[str, Any], wanted: dict[str, Any]) -> None:
+    other = [
+        f"{name} was {saved.get(name)!r} and is {wanted.get(name)!r}"
+        for name in sorted(saved.keys() | wanted.keys())
+        if saved.get(name) != wanted.get(name)
+    ]
+    if other:
+        raise InvalidCall("resume: the run of the checkpoint was another one", other)
+
+
+def _task_slots(context: SparkContext) -> int:
+    """How many tasks can run at the same time now.
+
+    ``defaultParallelism`` may be set to anything; the scheduler knows.
+    """
+    scheduler = context._jsc.sc()
+    profile = scheduler.resourceProfileManager().defaultResourceProfile()
+    return max(1, scheduler.maxNumConcurrentTasks(profile))
+
+
+def _host(context: SparkContext) -> str:
+    """Return the address that Spark advertises for the driver; in local mode loopback."""
+    if str(context.master).startswith("local[") or context.master == "local":
+        return "127.0.0.1"
+    return str(context.getConf().get("spark.driver.host", "127.0.0.1"))
+
+
+def _bind_host(context: SparkContext, host: str) -> str:
+    """Return the address to listen at, which is another one behind network translation."""
+    bind = host
+    if host != "127.0.0.1":
+        bind = str(context.getConf().get("spark.driver.bindAddress", host))
+    return socket.gethostbyname(bind)

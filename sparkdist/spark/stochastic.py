@@ -1,0 +1,78 @@
+"""The stochastic methods of minimize: sgd and downpour, on a model server of their own."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from scipy.optimize import OptimizeResult
+
+from sparkdist.consistency import asp, bsp
+from sparkdist.problem import Problem
+from sparkdist.result import Result
+from sparkdist.spark.dataset import Dataset
+from sparkdist.spark.model_server import ModelServer, type_of
+from sparkdist.updaters import adagrad, sgd
+
+__all__ = ["DEFAULTS", "descend", "find_problems_of_options"]
+
+#: Who waits for whom, and how the server descends, unless the call says otherwise.
+DEFAULTS: dict[str, dict[str, Any]] = {
+    "downpour": {"consistency": asp(), "updater": adagrad(0.1)},
+    "sgd": {"consistency": bsp(), "updater": sgd(0.1)},
+}
+#: Parameters with one of their own at the front door.
+_NOT_OPTIONS = {
+    "self", "model", "penalty", "unpenalized", "data", "objective", "callback", "progress",
+}  # fmt: skip
+
+
+def find_problems_of_options(
+    method: str, options: Mapping[str, Any], exact: Sequence[str]
+) -> list[str]:
+    """Say which options it does not have, those among them that ``exact`` methods have."""
+    known = [*_options_of(ModelServer.__init__), *_options_of(ModelServer.train)]
+    problems = [
+        f"{method} has no option {name!r}; it has {', '.join(known)}"
+        for name in options
+        if name not in known
+    ]
+    if exact:
+        rule = f"{method} sees every row `epochs` times"
+        problems.append(f"{', '.join(exact)} cannot be used with {method}: {rule}")
+    return problems
+
+
+def descend(
+    method: str,
+    problem: Problem,
+    data: Dataset,
+    w0: Any,
+    callback: Callable[[OptimizeResult], object] | None,
+    options: Mapping[str, Any],
+    progress: bool,
+) -> Result:
+    """Train on a model server that lives as long as the call."""
+    options = {**DEFAULTS[method], **options}
+    of_server = {n: v for n, v in options.items() if n in _options_of(ModelServer.__init__)}
+    of_train = {name: value for name, value in options.items() if name not in of_server}
+    layout = problem.layout
+    start = problem.w0.astype("<f8" if w0 is None else type_of(w0))
+    free = [name for name in layout.names if not problem.mask[layout.slices()[name]].any()]
+    with ModelServer(
+        layout.unflatten(start), penalty=problem.penalty, unpenalized=free, **of_server
+    ) as server:
+
+        def tell(status: dict[str, Any]) -> None:
+            if callback is not None:
+                seen = {"x": server.model, "nit": status["version"]}
+                callback(OptimizeResult(seen | {"nfev": status["counts"].get("applied", 0)}))
+
+        result = server.train(data, problem.objective, callback=tell, progress=progress, **of_train)
+    result.method = method
+    return result
+
+
+def _options_of(function: Callable[..., Any]) -> list[str]:
+    return [name for name in inspect.signature(function).parameters if name not in _NOT_OPTIONS]

@@ -1,0 +1,155 @@
+"""Units: what the workers of a run do, cut into what one push carries."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from sparkdist.blocks import Array, Block
+from sparkdist.client import Gradient
+from sparkdist.errors import BadData, BadGradient
+from sparkdist.layout import Layout
+from sparkdist.objectives import Objective
+from sparkdist.spark.ingest import Handle
+from sparkdist.spark.residency import open_blocks
+from sparkdist.workers import Batches, Order
+
+__all__ = ["BlockWork", "Epochs", "RowWork"]
+
+
+class Epochs(NamedTuple):
+    """How rows are cut into batches and batches into units."""
+
+    batch_size: int
+    epochs: int
+    seed: int
+    n_push: int
+
+
+class _Units:
+    """Units of n_push batches each, epoch after epoch; those of an epoch's end may be shorter."""
+
+    def __init__(self, epochs: Epochs, batches_per_epoch: int):
+        self._n_push, self._batches = epochs.n_push, batches_per_epoch
+        self._per_epoch = -(-batches_per_epoch // epochs.n_push)
+        self.total = epochs.epochs * self._per_epoch
+
+    def steps(self, clock: int) -> int:
+        """How many batches a unit has: n_push, or what is left of the epoch."""
+        return min(self._n_push, self._batches - clock % self._per_epoch * self._n_push)
+
+    def _place(self, clock: int, step: int) -> tuple[int, int]:
+        """Epoch, and number of the batch in it."""
+        epoch, unit = divmod(clock, self._per_epoch)
+        return epoch, unit * self._n_push + step
+
+
+class _BlockUnits(_Units):
+    def __init__(self, work: BlockWork, batches: Batches):
+        super().__init__(work.epochs, batches.per_epoch)
+        self._work, self._of = work, batches
+
+    def gradient(self, clock: int, step: int, w: Array) -> Gradient:
+        """Sum loss and gradient over a batch."""
+        block = self._of.get(*self._place(clock, step))
+        partial = self._work.objective.value_and_grad(w, block)
+        grad = partial.grad.astype(self._work.dtype, copy=False)
+        return Gradient(grad, partial.weight, len(block.y), partial.loss)
+
+
+@dataclass(frozen=True)
+class BlockWork:
+    """Makes the units of a dataset's partition: batches of an objective's loss."""
+
+    objective: Objective
+    dtype: str
+    epochs: Epochs
+
+    @contextmanager
+    def __call__(self, partition: int, handles: Iterable[Handle]) -> Iterator[_BlockUnits]:
+        """Open the blocks of the partition while the units are worked at."""
+        with ExitStack() as stack:
+            blocks: list[Block] = []
+            for handle in handles:
+                if handle.problem:
+                    raise BadData(f"the source has changed since it was ingested: {handle.problem}")
+                if handle.n_rows:
+                    blocks += stack.enter_context(open_blocks(handle.place))
+            size, seed = self.epochs.batch_size, self.epochs.seed
+            yield _BlockUnits(self, Batches(blocks, size, seed=seed, partition=partition))
+
+
+class _RowUnits(_Units):
+    def __init__(self, work: RowWork, rows: list[Any], order: Order):
+        super().__init__(work.epochs, order.per_epoch)
+        self._work, self._rows, self._order = work, rows, order
+
+    def gradient(self, clock: int, step: int, w: Array) -> Gradient:
+        """Have the user sum the gradient over a batch."""
+        chosen = self._order.rows(*self._place(clock, step))
+        return self._work.sums([self._rows[row] for row in chosen], w)
+
+
+@dataclass(frozen=True)
+class RowWork:
+    """Makes the units of an RDD's partition: batches of the user's own rows.
+
+    ``gradient(model, rows)`` returns the sum of the rows' gradients in the shape of the model, or
+    the pair (sum of losses, sum of gradients).  The rows of a partition are kept in a list, so
+    that a batch can be computed again.
+    """
+
+    function: Callable[[Any, list[Any]], Any]
+    layout: Layout
+    dtype: str
+    epochs: Epochs
+
+    @contextmanager
+    def __call__(self, partition: int, rows: Iterable[Any]) -> Iterator[_RowUnits]:
+        """Keep the rows of the partition while the units are worked at."""
+        kept, size, seed = list(rows), self.epochs.batch_size, self.epochs.seed
+        yield _RowUnits(self, kept, Order(len(kept), size, seed=seed, partition=partition))
+
+    def sums(self, rows: list[Any], w: Array) -> Gradient:
+        """Call the function on some rows, and check what it returns.
+
+        Raises
+        ------
+        BadGradient
+            If that is not of the shape of the model.
+        """
+        flat = w.view()
+        flat.flags.writeable = False  # the next batch may be computed on the same parameters
+        found = self.function(self.layout.unflatten(flat), rows)
+        loss, grad = found if isinstance(found, tuple) and len(found) == 2 else (None, found)
+        try:
+            fits = dict(Layout.of(grad).shapes) == dict(self.layout.shapes)
+            value = self.layout.flatten(grad).astype(self.dtype, copy=False) if fits else None
+            loss = None if loss is None else float(loss)
+        except (TypeError, ValueError):
+            value = None
+        if value is None:
+            raise BadGradient(
+                "gradient(model, rows) must return the model's arrays, summed over the rows, or"
+                f" (loss_sum, those); the model is {_describe(self.layout)}, it returned"
+                f" {_describe_found(found)}"
+            )
+        return Gradient(value, float(len(rows)), len(rows), loss)
+
+
+def _describe(layout: Layout) -> str:
+    if layout.names:
+        return "a dict of " + ", ".join(f"{name}{shape}" for name, shape in layout.shapes)
+    return f"an array of shape {layout.shapes[0][1]}"
+
+
+def _describe_found(found: Any) -> str:
+    try:
+        if not isinstance(found, tuple | list):
+            return _describe(Layout.of(found))
+    except ValueError:
+        pass
+    names = f" with the names {list(found)}" if isinstance(found, Mapping) else ""
+    return f"a {type(found).__name__}{names}"
