@@ -248,3 +248,31 @@ def test_predictions_are_not_overwritten_unless_asked(run_job, tmp_path, caplog)
     assert run_job("predict.py", *scores, "--overwrite") == 0
     assert run_job("predict.py", "--model", tmp_path / "no", *data[:2]) == 2
     assert "is not a model folder of sparkdist" in caplog.text
+
+
+def test_word2vec_is_the_program_of_deepdists_readme() -> None:
+    done = submit("word2vec.py", "--epochs", "8", "--words", "government")
+    assert done.returncode == 0, done.stderr
+    first, *epochs, last, near = done.stdout.splitlines()
+    # The bundled Lee corpus; the vocabulary is gensim's, of words that occur 5 times.
+    assert first.startswith("1,750 words, 300 articles; loss ")
+    assert [line.rpartition("s, ")[2] for line in epochs] == [
+        f"{8 * epoch} updates so far" for epoch in range(1, 9)
+    ]
+    before, after = (float(line.rpartition(" ")[2]) for line in (first, last))
+    assert after <= 1.02 * gensim_alone(8)
+    assert after < before
+    assert near.startswith("government: ")
+
+
+def gensim_alone(epochs: int) -> float:
+    """The loss that gensim reaches in one process, by the job's own measure."""
+    from gensim.models.word2vec import Word2Vec
+    from gensim.test.utils import datapath
+    from gensim.utils import simple_preprocess
+
+    job = runpy.run_path(str(ROOT / "jobs" / "word2vec.py"))
+    with open(datapath("lee_background.cor")) as file:
+        texts = [simple_preprocess(line) for line in file]
+    model = Word2Vec(texts, vector_size=50, epochs=epochs, workers=1, seed=0)
+    return job["mean_loss"](model, texts)
