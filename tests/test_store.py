@@ -266,6 +266,24 @@ def test_r15_a_push_computed_on_parameters_that_were_lost_is_stale(tmp_path):
     assert model(again) == [9.0] and again.ledger.balanced
 
 
+def test_r15_what_was_lost_stays_lost_after_a_second_restart(tmp_path):
+    # A is saved at version 1 and dies at 2; B goes on from 1 to 3 and is saved; C from 3.
+    a = make_store(2, n=2, folder=tmp_path)
+    a.push(RUN, a_push(a, 0, 0, [1.0, 0.0]))
+    a.save()
+    a.push(RUN, a_push(a, 0, 1, [1.0, 0.0]))
+    lost, kept = (a_push(a, 1, 0, [0.0, 1.0], base=base) for base in (2, 1))
+    b = restored(tmp_path, 2, n=2)
+    assert b.push(RUN, lost).status == "stale"
+    for clock in (1, 2):
+        b.push(RUN, a_push(b, 0, clock, [1.0, 0.0]))
+    b.save()
+    c = restored(tmp_path, 2, n=2)
+    assert c.version == 3
+    assert c.push(RUN, lost).status == "stale"
+    assert c.push(RUN, kept).status == "ok"
+
+
 def test_r15_a_worker_that_is_ahead_of_a_restored_server_goes_back(tmp_path):
     store = make_store(1, folder=tmp_path)
     store.save()

@@ -3,65 +3,21 @@
 from __future__ import annotations
 
 import os
-import pickle
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
-from sparkdist.client import Address, Gradient, HttpClient, unreachable
-from sparkdist.consistency import asp
+from sparkdist.client import Gradient, unreachable
 from sparkdist.errors import ServerDied, StaleRun, WrongToken
-from sparkdist.layout import Layout
-from sparkdist.server.process import Setup
-from sparkdist.server.rules import MeanGradient, model_entries
-from sparkdist.server.supervisor import Supervisor, reserve_port
-from sparkdist.updaters import Descent, sgd
+from tests.served import TOKEN, D, Served, count_to
 
 pytestmark = pytest.mark.process
-
-TOKEN, RUN, D = "secret-of-this-test", "run1", 40
-
-
-class Served:
-    """A server of a tally vector: each push adds exactly 1 to a coordinate of its own."""
-
-    def __init__(self, folder: Path | None, restarts: int = 3, **policy: Any):
-        self.held = reserve_port("127.0.0.1")
-        port = self.held.getsockname()[1]
-        layout = Layout.of(np.zeros(D))
-        rule = MeanGradient(Descent(sgd(1.0)), layout, "<f8")
-        hosts = frozenset([f"127.0.0.1:{port}"])
-        setup = Setup(
-            np.zeros(D),
-            layout,
-            rule,
-            asp(),
-            "127.0.0.1",
-            port,
-            hosts,
-            TOKEN,
-            folder=folder,
-            **policy,
-        )
-        self.address = Address("127.0.0.1", port, TOKEN, RUN)
-        self.entries = model_entries(layout, "<f8")
-        self.supervisor = Supervisor(setup, pickle.dumps, restarts)
-        self.supervisor.begin(RUN, 1)
-
-    def client(self, patience: float = 30.0, **other: str) -> HttpClient:
-        address = Address(**{**vars(self.address), **other})
-        return HttpClient(address, self.entries, patience)
-
-    def close(self) -> None:
-        self.supervisor.stop()
-        self.held.close()
 
 
 @pytest.fixture
@@ -69,16 +25,6 @@ def served(tmp_path: Path) -> Iterator[Served]:
     one = Served(tmp_path, every_update=True)
     yield one
     one.close()
-
-
-def count_to(client: HttpClient, last: int) -> None:
-    """Push -1 at coordinates next, next + 1 ... as a worker would, going back when told to."""
-    at = client.pull(0)
-    while at.next < last:
-        gradient = np.zeros(D)
-        gradient[at.next] = -1.0
-        answer = client.push(0, at.next, at, Gradient(gradient), want=True)
-        at = answer if answer.w is not None else client.pull(0)
 
 
 def test_r11_kill_9_ten_times_loses_nothing_and_doubles_nothing(tmp_path: Path) -> None:
@@ -154,10 +100,9 @@ def test_r39_the_token_is_not_among_the_arguments_or_in_the_repr(served: Served)
 
 
 DRIVER = """
-import pickle, sys, time
-sys.path.insert(0, {tests!r})
+import time
 from pathlib import Path
-from test_supervisor import Served
+from tests.served import Served
 served = Served(Path({folder!r}))
 print(served.supervisor.pid, flush=True)
 time.sleep(60)
@@ -165,8 +110,13 @@ time.sleep(60)
 
 
 def test_r18_when_the_driver_is_killed_the_server_ends(tmp_path: Path) -> None:
-    script = DRIVER.format(tests=str(Path(__file__).parent), folder=str(tmp_path))
-    driver = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
+    script = DRIVER.format(folder=str(tmp_path))
+    driver = subprocess.Popen(
+        [sys.executable, "-c", script],
+        cwd=Path(__file__).parents[1],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
     try:
         assert driver.stdout is not None
         pid = int(driver.stdout.readline())

@@ -45,6 +45,9 @@ class Snapshot(NamedTuple):
     ledger: dict[str, Any]
     #: Version at which the state was new: updates are counted from there.
     started: int = 0
+    #: Who wrote it, and of each server before that one the last version that was not lost.
+    generation: str = ""
+    lineage: dict[str, int] = {}  # a default that nobody changes
 
 
 def write(folder: Path, snapshot: Snapshot) -> Path:
@@ -54,14 +57,10 @@ def write(folder: Path, snapshot: Snapshot) -> Path:
     atomic, and only the last fsync makes it durable.  The two newest files stay, but none of a
     higher version: what followed an older checkpoint was lost when that one was restored.
     """
-    arrays = {f"state/{i:04d}": part for i, part in enumerate(snapshot.state)}
-    fields = {
-        "version": snapshot.version,
-        "ledger": snapshot.ledger,
-        "started": snapshot.started,
-    }
-    meta = json.dumps(fields)
-    body = save({"w": snapshot.w, **arrays}, metadata={"sparkdist": meta})
+    fields = snapshot._asdict()
+    arrays = {f"state/{i:04d}": part for i, part in enumerate(fields.pop("state"))}
+    arrays["w"] = fields.pop("w")
+    body = save(arrays, metadata={"sparkdist": json.dumps(fields)})
     envelope = _ENVELOPE.pack(_MAGIC, _VERSION, len(body), hashlib.sha256(body).digest())
     path = folder / f"checkpoint-{snapshot.version:012d}.spkd"
     draft = folder / "checkpoint.draft"  # one name: failed writes do not fill the disk
@@ -112,7 +111,7 @@ def _parse(body: bytes) -> Snapshot:
     (length,) = struct.unpack_from("<Q", body)
     meta = json.loads(json.loads(body[8 : 8 + length])["__metadata__"]["sparkdist"])
     state = tuple(arrays[name] for name in sorted(arrays) if name != "w")
-    return Snapshot(meta["version"], arrays["w"], state, meta["ledger"], meta["started"])
+    return Snapshot(w=arrays["w"], state=state, **meta)
 
 
 def read_newest(folder: Path) -> Snapshot:

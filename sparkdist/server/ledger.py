@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, NamedTuple
 
+from sparkdist.errors import DecodeError, StaleRun
+
 __all__ = ["STALENESS_BINS", "Last", "Ledger", "Verdict"]
 
 #: Staleness beyond this is counted as this.
@@ -61,6 +63,17 @@ class Ledger:
     examples: int = 0
     loss: float = 0.0
     weight: float = 0.0
+
+    def refuse_stale(self, run: str) -> None:
+        """Raise StaleRun for another run."""
+        if run != self.run:
+            raise StaleRun(f"run {run!r:.80} is over, or is not this server's")
+
+    def refuse_stranger(self, run: str, partition: int) -> None:
+        """Raise StaleRun for another run, DecodeError for a partition that this one lacks."""
+        self.refuse_stale(run)
+        if partition >= self.n_workers:
+            raise DecodeError(f"the run has {self.n_workers} partitions, not {partition}")
 
     def judge(self, partition: int, clock: int, digest: int) -> Verdict:
         """Say what a push is; nothing changes."""

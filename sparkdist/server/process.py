@@ -156,6 +156,20 @@ def _stop(connection: Connection, store: Store) -> None:
     os._exit(0)
 
 
+def _in_thread(work: Callable[..., None], *arguments: Any) -> None:
+    threading.Thread(target=work, args=arguments, name=work.__name__).start()
+
+
+def _terminate(store: Store) -> None:
+    """End on a signal; a disk that fails is told by the status, and does not hold the end up."""
+    try:
+        store.drain()
+    except Exception:
+        logger.exception("the last checkpoint could not be written")
+        os._exit(1)
+    os._exit(0)
+
+
 def main(descriptor: int, *leftovers: Path) -> None:
     """Serve until the driver says stop, or is gone."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
@@ -190,17 +204,8 @@ def main(descriptor: int, *leftovers: Path) -> None:
     @server.on_startup
     def listen_to_the_driver() -> None:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-        signal.signal(signal.SIGTERM, lambda *_: threading.Thread(target=terminate).start())
-        control = connection, store, leftovers
-        threading.Thread(target=obey, args=control, name="control").start()
-
-    def terminate() -> None:
-        try:
-            store.drain()
-        except Exception:
-            logger.exception("the last checkpoint could not be written")
-            os._exit(1)
-        os._exit(0)
+        signal.signal(signal.SIGTERM, lambda *_: _in_thread(_terminate, store))
+        _in_thread(obey, connection, store, leftovers)
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from sparkdist.blocks import Array
 from sparkdist.consistency import Consistency
-from sparkdist.errors import BadGradient, CheckpointError, DecodeError, StaleRun
+from sparkdist.errors import BadGradient, CheckpointError, DecodeError
 from sparkdist.server.checkpoint import Checkpointer, Snapshot
 from sparkdist.server.ledger import Ledger, Verdict
 from sparkdist.server.parameters import Parameters
@@ -74,7 +74,8 @@ class Store:
         self._changed = threading.Condition()
         self.generation = secrets.token_hex(8)
         self.ledger = Ledger("", 0)
-        self._restored_version = 0
+        #: Of each server before this one, the last version that is a past of this one's.
+        self._lineage: dict[str, int] = {}
         self._round: dict[int, Push] = {}
         self._draining = False
         self._seen: dict[int, float] = {}
@@ -119,7 +120,7 @@ class Store:
         with self._changed:
             self._parameters.restore(snapshot.version, snapshot.w, snapshot.state, snapshot.started)
             self.ledger = Ledger.from_dict(snapshot.ledger)
-            self._restored_version = snapshot.version
+            self._lineage = {**snapshot.lineage, snapshot.generation: snapshot.version}
 
     def save(self) -> None:
         """Write a checkpoint now, if there is a place for it."""
@@ -159,7 +160,7 @@ class Store:
     def join(self, run: str, partition: int) -> Answer:
         """Tell a worker, or another copy of it, where it goes on."""
         with self._changed:
-            self._refuse_stranger(run, partition)
+            self.ledger.refuse_stranger(run, partition)
             self.ledger.next.setdefault(partition, 0)
             self._seen[partition] = time.monotonic()
             return self._answer("ok", partition)
@@ -167,7 +168,7 @@ class Store:
     def pull(self, run: str, partition: int, timeout: float) -> Answer:
         """Give the parameters when the policy lets this worker have them, or say ``wait``."""
         with self._changed:
-            self._refuse_stranger(run, partition)
+            self.ledger.refuse_stranger(run, partition)
             self._seen[partition] = time.monotonic()
             w = self._when_allowed(run, partition, timeout)
             return self._answer("wait" if w is None else "ok", partition, w)
@@ -183,9 +184,11 @@ class Store:
             If every push must be durable, and this one could not be made so; it is not applied.
         """
         with self._changed:
-            self._refuse_stranger(run, push.partition)
+            self.ledger.refuse_stranger(run, push.partition)
             if push.generation == self.generation and push.base > self.version:
                 raise DecodeError(f"base {push.base} was never served; it is {self.version} now")
+            if self._draining:  # it would be in no checkpoint
+                return self._answer("wait", push.partition)
             self._seen[push.partition] = time.monotonic()
             self.ledger.counts["received"] += 1
             status = self._book(push)
@@ -197,7 +200,7 @@ class Store:
     def leave(self, run: str, partition: int) -> Answer:
         """Stop waiting for a worker."""
         with self._changed:
-            self._refuse_stranger(run, partition)
+            self.ledger.refuse_stranger(run, partition)
             self.ledger.gone.add(partition)
             try:
                 self._close_round_if_full()
@@ -209,7 +212,7 @@ class Store:
     def reject(self, run: str, partition: int, clock: int, reason: str) -> Answer | None:
         """Book a push that could not be admitted; where those are skipped it counts as done."""
         with self._changed:
-            self._refuse_stranger(run, partition)
+            self.ledger.refuse_stranger(run, partition)
             self.ledger.counts["received"] += 1
             if self._skip and reason == "not_finite":
                 known = self._known(partition, clock, 0)
@@ -218,15 +221,6 @@ class Store:
             return None
 
     # --- under the lock ---------------------------------------------------------------------
-
-    def _refuse_stale_run(self, run: str) -> None:
-        if run != self.ledger.run:
-            raise StaleRun(f"run {run!r:.80} is over, or is not this server's")
-
-    def _refuse_stranger(self, run: str, partition: int) -> None:
-        self._refuse_stale_run(run)
-        if partition >= self.ledger.n_workers:
-            raise DecodeError(f"the run has {self.ledger.n_workers} partitions, not {partition}")
 
     def _known(self, partition: int, clock: int, digest: int) -> str | None:
         """Book a push that is not the next one of its partition, and say what it is."""
@@ -242,7 +236,9 @@ class Store:
         ledger, partition = self.ledger, push.partition
         if known := self._known(partition, push.clock, push.digest):
             return known
-        lost = push.generation != self.generation and push.base > self._restored_version
+        # Version 0 is what every server of a run starts from.
+        kept = self._lineage.get(push.generation, 0)
+        lost = push.generation != self.generation and push.base > kept
         if lost or partition in self._round:
             ledger.counts["stale"] += 1
             return "stale"
@@ -337,7 +333,7 @@ class Store:
             left = deadline - time.monotonic()
             if self._draining or left <= 0 or not self._changed.wait(left):
                 return None
-            self._refuse_stale_run(run)
+            self.ledger.refuse_stale(run)
         return self._parameters.payload()
 
     def _answer(self, status: str, partition: int, w: bytes | None = None) -> Answer:
@@ -347,4 +343,11 @@ class Store:
 
     def _snapshot(self) -> Snapshot:
         books = self.ledger.without(self._round).to_dict()
-        return Snapshot(self.version, *self._parameters.copy(), books, self._parameters.started)
+        return Snapshot(
+            self.version,
+            *self._parameters.copy(),
+            books,
+            self._parameters.started,
+            self.generation,
+            self._lineage,
+        )

@@ -122,6 +122,8 @@ class Supervisor:
                     self._connection.send_bytes(self._dumps((name, arguments)))
                     done, answer = pickle.loads(self._connection.recv_bytes())  # noqa: S301
             except (EOFError, OSError):
+                if self._stopping.is_set():
+                    raise ServerError("the model server was stopped") from None
                 time.sleep(0.1)
                 continue
             if not done:

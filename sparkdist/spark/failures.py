@@ -14,7 +14,7 @@ from sparkdist.errors import PassFailed
 __all__ = ["told_plainly"]
 
 _TRACEBACK = re.compile(
-    r"Traceback \(most recent call last\):\n.*?(?=\n\s*(?:SQLSTATE|at )|\Z)", re.S
+    r"Traceback \(most recent call last\):\n.*?(?=\n\s*(?:SQLSTATE|at [\w.$/<>]+\()|\Z)", re.S
 )
 _FRAME_OF_SPARK = re.compile(r'  File "[^"]*/(?:pyspark|pyspark\.zip)/.*\n(?:    .*\n)*')
 

@@ -98,15 +98,16 @@ class ServerOptions:
         if len(saved.state) != len(rule.init(w)):
             raise InvalidCall("resume", ["the checkpoint is of another updater"])
 
-    def place(self, stack: ExitStack) -> Path | None:
-        """Return the folder for checkpoints; one that is nobody's is removed with the stack."""
+    def place(self, stack: ExitStack) -> tuple[Path | None, list[Path]]:
+        """Return the folder for checkpoints, and those that the stack removes in the end."""
         if self.checkpoint == "none":
-            return None
+            return None, []
         given = self.resume or self.folder
         if given is None:
-            given = stack.enter_context(tempfile.TemporaryDirectory(prefix="sparkdist-"))
+            made = stack.enter_context(tempfile.TemporaryDirectory(prefix="sparkdist-"))
+            return Path(made), [Path(made)]
         Path(given).mkdir(parents=True, exist_ok=True)
-        return Path(given).absolute()
+        return Path(given).absolute(), []
 
     def of_process(self) -> dict[str, Any]:
         """Return what the server process wants to know of them."""

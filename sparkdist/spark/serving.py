@@ -72,7 +72,7 @@ class Serving:
             held = stack.enter_context(reserve_port(_bind_host(context, host)))
             bound, port = held.getsockname()[:2]
             self._where, self._token = (host, port), secrets.token_urlsafe(32)
-            folder = options.place(stack)
+            folder, leftovers = options.place(stack)
             setup = Setup(
                 *self._state,
                 host=bound,
@@ -83,7 +83,9 @@ class Serving:
                 push_bytes=self._push_bytes,
                 **options.of_process(),
             )
-            self._supervisor = stack.enter_context(Supervisor(setup, dumps, options.restarts))
+            self._supervisor = stack.enter_context(
+                Supervisor(setup, dumps, options.restarts, leftovers)
+            )
             self._stack = stack.pop_all()
         self._resuming, self._calls, self._reached = options.resume is not None, 0, False
         return self
