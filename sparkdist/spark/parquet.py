@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import pyarrow as pa
-import pyarrow.dataset
 import pyarrow.parquet as pq
 
 from sparkdist.blocks import Block
@@ -77,8 +76,11 @@ def plan(
     if n_partitions < 1:
         problem = f"n_partitions must be at least 1; it is {n_partitions}"
         raise InvalidCall("from_parquet", [problem])
+    # On the driver alone: it brings pandas, for which a worker would wait 0.3 s.
+    import pyarrow.dataset
+
     try:
-        files = list(pa.dataset.dataset(path, format="parquet").get_fragments())
+        files = list(pyarrow.dataset.dataset(path, format="parquet").get_fragments())
         groups = [
             (Split(file.filesystem, file.path, [group.id]), group.num_rows)
             for file in files

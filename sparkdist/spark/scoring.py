@@ -20,7 +20,7 @@ from sparkdist.spark.from_arrow import feature_matrix
 from sparkdist.spark.ingest import BadRow
 from sparkdist.spark.sources import plan_columns, refuse_connect
 
-__all__ = ["SparkModel", "model_of"]
+__all__ = ["SparkModel", "load", "model_of"]
 
 
 class SparkModel(Model):
@@ -135,3 +135,6 @@ def model_of(loss: Objective, x: Any, dataset: Dataset) -> SparkModel:
     # The labels that the classes of a binary model have in the data.
     labels = (-1.0, 1.0) if binary else (0.0, 1.0)
     return SparkModel(loss, x, dataset.n_features, labels, dataset.features)
+
+
+load = SparkModel.load

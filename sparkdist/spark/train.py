@@ -43,12 +43,16 @@ def work(plan: Plan, partition: int, elements: Iterable[Any]) -> Iterator[int]:
     """Run the worker of a partition, and give the number of its units."""
     acknowledge_at_once()
     n_fetch, rate, patience = plan.loop
-    with (
-        plan.make_units(partition, elements) as units,
-        HttpClient(plan.address, plan.entries, patience) as client,
-    ):
-        downpour(client, partition, units, n_fetch=n_fetch, rate=rate)
-        yield units.total
+    try:
+        with (
+            plan.make_units(partition, elements) as units,
+            HttpClient(plan.address, plan.entries, patience) as client,
+        ):
+            downpour(client, partition, units, n_fetch=n_fetch, rate=rate)
+    except Exception as error:
+        what = f"{type(error).__name__}: {error}"
+        raise PassFailed(f"the worker of partition {partition} failed: {what}") from error
+    yield units.total
 
 
 def unreachable_from(context: SparkContext, address: Address) -> str | None:
