@@ -43,6 +43,7 @@ __all__ = [
     "decode",
     "encode",
     "entries_of",
+    "pieces",
     "sparse_if_shorter",
 ]
 
@@ -57,6 +58,8 @@ _INDICES = {"<i4": 4, "<i8": 8}
 _MAX_DIMENSIONS = 8
 #: Shorter vectors are sent as they are: the look costs more than the bytes.
 _WORTH_A_LOOK = 1024
+# Made once: json.dumps makes a new one for each call with options, and so does json.loads.
+_write_json = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
 _Scalar: TypeAlias = "str | int | float | bool | None"
 
 
@@ -134,10 +137,12 @@ def sparse_if_shorter(vector: Array) -> Sparse | None:
     return Sparse(vector[indices], indices, vector.shape)
 
 
-def encode(
+def pieces(
     fields: Mapping[str, _Scalar], entries: Sequence[Entry] = (), parts: Iterable[Any] = ()
-) -> bytes:
-    """Make a frame in one copy; ``parts`` are the arrays' contiguous buffers, in order.
+) -> list[bytes | memoryview[Any]]:
+    """Make a frame without copying its arrays: what is to be sent, one behind the other.
+
+    ``parts`` are the arrays' contiguous buffers, in order.
 
     Raises
     ------
@@ -146,9 +151,9 @@ def encode(
         is NaN or infinite.
     """
     listed = [[*entry[:3]] if entry.n is None else [*entry] for entry in entries]
-    text = json.dumps({"fields": fields, "arrays": listed}, separators=(",", ":"), allow_nan=False)
+    text = _write_json({"fields": fields, "arrays": listed}).encode()
     # Padded to a multiple of 16, so that the arrays of a frame lie as processors like them.
-    header = text.encode() + b" " * (-len(text.encode()) % 16)
+    header = text + b" " * (-len(text) % 16)
     if len(header) > HEADER_LIMIT:
         raise ValueError(f"a header of {len(header)} bytes is over the limit of {HEADER_LIMIT}")
     whole: list[memoryview[Any]] = [memoryview(part) for part in parts]
@@ -158,7 +163,14 @@ def encode(
         checksum.update(view)
     length = sum(view.nbytes for view in views)
     prelude = _PRELUDE.pack(_MAGIC, _VERSION, 0, len(header), 0, length, checksum.intdigest())
-    return b"".join([prelude, header, *views])
+    return [prelude + header, *views]
+
+
+def encode(
+    fields: Mapping[str, _Scalar], entries: Sequence[Entry] = (), parts: Iterable[Any] = ()
+) -> bytes:
+    """Make a frame of one piece: as :func:`pieces`, with one copy."""
+    return b"".join(pieces(fields, entries, parts))
 
 
 def decode(data: bytes | bytearray | memoryview) -> Message:
@@ -191,7 +203,7 @@ def decode(data: bytes | bytearray | memoryview) -> Message:
 
 def _read_header(text: bytes) -> tuple[dict[str, Any], tuple[Entry, ...]]:
     try:
-        header = json.loads(text, object_pairs_hook=_once, parse_constant=_refuse_constant)
+        header = _read_json(text.decode())
     except (ValueError, RecursionError) as error:
         raise DecodeError(f"the header is not JSON: {error}") from None
     if not isinstance(header, dict) or set(header) != {"fields", "arrays"}:
@@ -242,3 +254,6 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _refuse_constant(name: str) -> None:
     raise ValueError(f"{name} is no number")
+
+
+_read_json = json.JSONDecoder(object_pairs_hook=_once, parse_constant=_refuse_constant).decode

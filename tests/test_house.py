@@ -65,7 +65,6 @@ ONLY_IN = {
     "flask": {"server"},
     "granian": {"server"},
     "requests": {"client"},
-    "urllib3": {"client"},
     "prometheus_client": {"server"},
 }
 BROUGHT_BY = {"py4j": "pyspark"}

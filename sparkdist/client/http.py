@@ -1,8 +1,4 @@
-"""The client over HTTP, on urllib3: the engine of requests, without what a hot path can spare.
-
-Measured with a request of 1,000 numbers that returns as many, against requests: see
-``benchmarks/bench_exchange.py``.
-"""
+"""The client over HTTP: what it asks, when it asks again, and what it makes of the answers."""
 
 from __future__ import annotations
 
@@ -14,12 +10,10 @@ from types import TracebackType
 from typing import Any
 
 import numpy as np
-import urllib3
-from urllib3.exceptions import HTTPError
-from urllib3.util import Timeout
 
 from sparkdist import wire
 from sparkdist.blocks import Array
+from sparkdist.client.connection import Connection, Reply
 from sparkdist.client.protocol import Address, Answer, Gradient
 from sparkdist.errors import (
     BadGradient,
@@ -34,13 +28,14 @@ __all__ = ["HttpClient"]
 
 #: Seconds that one request may wait for the policy's permission; the server has its own limit.
 _LONG_POLL = 15.0
-_CONNECT_SECONDS = 5.0
-#: Of one answer, beyond the time that it may wait.
+#: Of silence, beyond the time that an answer may wait.
 _READ_SECONDS = 30.0
 #: First pause before the next try; it doubles up to the longest, each time with jitter.
 _PAUSE, _LONGEST_PAUSE = 0.05, 2.0
 #: Worth another try: the server is starting, draining, overloaded, or cannot write its checkpoint.
 _AGAIN = {429, 502, 503, 504, 507}
+#: What every answer in a frame says.
+_FIELDS = {"status": str, "next": int, "version": int, "generation": str}
 _FINAL = {401: WrongToken, 422: BadGradient}
 
 
@@ -67,11 +62,9 @@ class HttpClient:
 
     def __init__(self, address: Address, entries: tuple[wire.Entry, ...], patience: float = 300.0):
         self._address, self._entries, self._patience = address, entries, patience
-        self._headers = {
-            "Authorization": f"Bearer {address.token}",
-            "Content-Type": wire.CONTENT_TYPE,
-        }
-        self._pool = _pool(address)
+        # The longest answer is the model with the longest header.
+        limit = sum(entry.n_bytes for entry in entries) + wire.HEADER_LIMIT + wire.PRELUDE_BYTES
+        self._connection = Connection(address, limit, _LONG_POLL + _READ_SECONDS)
 
     def join(self, partition: int) -> Answer:
         """Ask at which clock this partition goes on."""
@@ -107,7 +100,7 @@ class HttpClient:
 
     def close(self) -> None:
         """Close the connection."""
-        self._pool.close()
+        self._connection.close()
 
     def __enter__(self) -> HttpClient:
         return self
@@ -126,9 +119,9 @@ class HttpClient:
         entries: Any = (),
         parts: Any = (),
         **fields: str | float | bool | None,
-    ) -> bytes:
+    ) -> list[Any]:
         named = {"run": self._address.run, "partition": partition, **fields}
-        return wire.encode(named, entries, parts)
+        return wire.pieces(named, entries, parts)
 
     def _pack(self, value: Any) -> tuple[tuple[wire.Entry, ...], list[Any]]:
         """Describe a gradient, sparse where that is shorter."""
@@ -142,7 +135,7 @@ class HttpClient:
             return wire.entries_of({entry.name: sparse._replace(shape=entry.shape)}), [*sparse[:2]]
         return self._entries, [value]
 
-    def _ask(self, what: str, frame: bytes) -> Answer:
+    def _ask(self, what: str, frame: list[Any]) -> Answer:
         """Send until there is an answer that can be used, or the deadline has come."""
         deadline, pause = time.monotonic() + self._patience, _PAUSE
         while True:
@@ -152,7 +145,10 @@ class HttpClient:
                 if isinstance(answer, Answer):
                     return answer
                 trouble = answer
-            except (HTTPError, OSError, DecodeError) as error:
+            except ssl.SSLCertVerificationError as error:
+                where = f"{self._address.host}:{self._address.port}"
+                raise ServerError(f"the model server at {where} is another: {error}") from error
+            except (OSError, DecodeError) as error:
                 trouble = f"{type(error).__name__}: {error}"
             left = deadline - time.monotonic()
             if left <= 0:
@@ -163,29 +159,20 @@ class HttpClient:
             time.sleep(min(left, pause * random.uniform(0.5, 1.0)))
             pause = min(2 * pause, _LONGEST_PAUSE)
 
-    def _once(self, what: str, frame: bytes, deadline: float) -> Answer | str:
-        left = max(deadline - time.monotonic(), 0.1)
-        response = self._pool.urlopen(
-            "POST",
-            f"/v1/{what}",
-            body=frame,
-            headers=self._headers,
-            retries=False,
-            timeout=Timeout(
-                connect=min(_CONNECT_SECONDS, left), read=min(_LONG_POLL + _READ_SECONDS, left)
-            ),
-            preload_content=False,
-        )
-        try:
-            data = _read(response)
-        finally:
-            response.release_conn()
-        if response.headers.get("Content-Type") == wire.CONTENT_TYPE:
-            return self._understand(wire.decode(data))
-        return _explain(response.status, data)
+    def _once(self, what: str, frame: list[Any], deadline: float) -> Answer | str:
+        # The last try may be a short one, but it is one.
+        until = max(deadline, time.monotonic() + 0.1)
+        reply = self._connection.post(f"/v1/{what}", frame, until)
+        if reply.content_type == wire.CONTENT_TYPE:
+            return self._understand(wire.decode(reply.body))
+        return _explain(reply)
 
     def _understand(self, message: wire.Message) -> Answer | str:
         fields = message.fields
+        if wrong := [name for name, kind in _FIELDS.items() if type(fields.get(name)) is not kind]:
+            raise DecodeError(f"the answer does not say its {wrong[0]}")
+        if message.entries not in ((), self._entries):
+            raise DecodeError("the parameters in the answer are not those of this model")
         status = fields["status"]
         if status == "conflict":
             raise BadGradient(
@@ -200,34 +187,13 @@ class HttpClient:
         return Answer(status, fields["next"], fields["version"], fields["generation"], w)
 
 
-def _pool(address: Address) -> urllib3.HTTPConnectionPool:
-    # One connection, kept; no proxies: the address is one that Spark itself uses.
-    if address.certificate is None:
-        return urllib3.HTTPConnectionPool(address.host, address.port, maxsize=1)
-    context = ssl.create_default_context(cadata=address.certificate)
-    return urllib3.HTTPSConnectionPool(address.host, address.port, maxsize=1, ssl_context=context)
-
-
-def _read(response: Any) -> bytearray:
-    """Read the body into one buffer: ``.data`` would join pieces."""
-    length = int(response.headers.get("Content-Length", 0))
-    buffer = bytearray(length)
-    view = memoryview(buffer)
-    while view:
-        n = response.readinto(view)
-        if not n:
-            raise DecodeError(f"the answer ended {len(view)} bytes early")
-        view = view[n:]
-    response.read(1)  # its end, so that the connection can be used again
-    return buffer
-
-
-def _explain(status: int, data: bytearray) -> str:
+def _explain(reply: Reply) -> str:
     """Say what an answer without a frame means, or raise it."""
+    status = reply.status
     try:
-        said = json.loads(data)
+        said = json.loads(bytes(reply.body))
         error, message = said["error"], said["message"]
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         error, message = "http", f"status {status}"
     if status in _AGAIN:
         return f"{status} {message}"
