@@ -524,6 +524,24 @@ def test_partitions_that_the_run_does_not_have_are_refused(server, path):
     assert server.store.ledger.next == {} and server.store.ledger.gone == set()
 
 
+def test_r35_bodies_beyond_what_memory_is_for_are_told_to_come_back(monkeypatch):
+    monkeypatch.setattr("sparkdist.server.app._IN_MEMORY", 0)
+    monkeypatch.setattr("sparkdist.server.app._BODIES", 0)
+    server = serve()
+    answer = server.ask("POST", "/v1/push", push_of(server=server))
+    assert (answer.status_code, error_of(answer)) == (503, "busy")
+    assert answer.headers["Retry-After"] == "1"
+    assert server.store.status()["counts"] == {}
+
+
+def test_r35_the_room_of_a_body_is_given_back_whatever_becomes_of_it(server):
+    for body in [push_of(np.nan, server=server), b"no frame"] * 100:
+        assert server.ask("POST", "/v1/push", body).status_code in (400, 422)
+    room = 256 << 20  # for so many bytes of bodies there is room at the start
+    routes = server.app.view_functions["/v1/push"].__self__
+    assert routes._budget._left == room
+
+
 def test_r22_what_is_not_finite_is_skipped_on_request():
     server = serve(skip=True)
     response = server.ask("POST", "/v1/push", push_of(np.nan, server=server))

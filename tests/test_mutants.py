@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from sparkdist.consistency import asp, bsp
-from sparkdist.server import app, checkpoint, rules
+from sparkdist.server import checkpoint, incoming, rules
 from sparkdist.server.ledger import Ledger
 from sparkdist.server.parameters import Parameters
 from sparkdist.server.store import Store
@@ -206,7 +206,7 @@ MUTANTS = [
     ),
     Mutant(
         "token compare off",
-        app._refuse_wrong_token,
+        incoming.refuse_wrong_token,
         "if not hmac.compare_digest(",
         "if False and hmac.compare_digest(",
         on_a_server(test_app.test_r37_every_route_but_healthz_needs_the_token, "POST", "/v1/push"),

@@ -77,7 +77,7 @@ class Serving:
                 *self._state,
                 host=bound,
                 port=port,
-                hosts=frozenset({f"{host}:{port}", f"{bound}:{port}"}),
+                hosts=frozenset(f"{_bracketed(name)}:{port}" for name in (host, bound)),
                 token=self._token,
                 folder=folder,
                 push_bytes=self._push_bytes,
@@ -264,6 +264,11 @@ def _host(context: SparkContext) -> str:
     if str(context.master).startswith("local[") or context.master == "local":
         return "127.0.0.1"
     return str(context.getConf().get("spark.driver.host", "127.0.0.1"))
+
+
+def _bracketed(host: str) -> str:
+    """An address as it stands before a port."""
+    return f"[{host}]" if ":" in host else host
 
 
 def _bind_host(context: SparkContext, host: str) -> str:
