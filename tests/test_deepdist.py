@@ -129,9 +129,7 @@ def test_updates_that_are_none_and_partitions_without_rows_change_nothing(
     assert result.counts["applied"] == 3  # three partitions have a row; two gave None
 
 
-def test_r2_tasks_that_run_again_count_once(
-    spark: SparkSession, tmp_path: Path
-) -> None:
+def test_r2_tasks_that_run_again_count_once(spark: SparkSession, tmp_path: Path) -> None:
     def constant(model: Any, rows: Rows) -> dict[str, Any]:
         context = TaskContext.get()
         assert context is not None

@@ -541,3 +541,31 @@ def test_every_requirement_is_locked():
 @pytest.mark.parametrize("pin", ["scipy==1", "numpy==1", "numpy==3; python_version >= '3.11'"])
 def test_a_requirement_without_its_pin_is_seen(pin):
     assert unpinned([Requirement("numpy>=2")], [Requirement(pin)]) == ["numpy>=2"]
+
+
+# --- what the pages promise -----------------------------------------------------------------
+
+
+def unknown_tests(page: str, files: dict[str, str]) -> list[str]:
+    """Tests that a page names behind the name of their file, and that are not there."""
+    wrong, current = [], ""
+    for name in re.findall(r"`(test_\w+(?:\.py)?)`", page):
+        if name.endswith(".py"):
+            current = name
+        if not (
+            name in files if name.endswith(".py") else f"def {name}(" in files.get(current, "")
+        ):
+            wrong.append(name)
+    return wrong
+
+
+def test_the_tests_that_pages_name_are_there():
+    files = {path.name: path.read_text() for path in (ROOT / "tests").glob("test_*.py")}
+    assert [unknown_tests(page.read_text(), files) for page in PAGES] == [[] for _ in PAGES]
+
+
+def test_a_test_that_is_not_there_is_seen():
+    page = "`test_a.py`: `test_one`, `test_two`; `test_b.py`: `test_one`"
+    assert unknown_tests(page, {"test_a.py": "def test_one(): ..."}) == [
+        "test_two", "test_b.py", "test_one"
+    ]  # fmt: skip

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from pyspark.sql import SparkSession
 from sparkdist import L2, Dataset, Logistic
 from sparkdist.blocks import Array, Block, Partial
 from sparkdist.consistency import asp, bsp
-from sparkdist.errors import InvalidCall, PassFailed, ServerDied
+from sparkdist.errors import InvalidCall, PassFailed, ServerDied, WorkersMissing
 from sparkdist.result import Result
 from sparkdist.spark.model_server import ModelServer
 from sparkdist.updaters import adagrad, sgd
@@ -30,7 +31,8 @@ D = 123
 
 @pytest.fixture(scope="module")
 def spark(start: Callable[..., SparkSession], folder: Path) -> SparkSession:
-    return start(RETRYING, folder)
+    # The daemon has imported sparkdist already: a task that runs again starts at once.
+    return start(RETRYING, folder, **{"spark.python.daemon.module": "tests.daemon"})
 
 
 @pytest.fixture(scope="module")
@@ -176,6 +178,37 @@ def test_all_problems_of_a_call_come_together(data: Dataset) -> None:
     with ModelServer(np.zeros(D)) as server, pytest.raises(InvalidCall) as caught:
         server.train(None, Logistic(), batch_size=0, epochs="3")
     assert len(caught.value.problems) == 3
+
+
+@pytest.mark.spark
+def test_r28_workers_for_whom_there_is_no_free_slot_are_told_with_their_number(
+    spark: SparkSession, tmp_path: Path
+) -> None:
+    taken, free = tmp_path / "taken", tmp_path / "free"
+
+    def take_a_slot(_: int) -> int:
+        taken.touch()
+        deadline = time.monotonic() + 60
+        while not free.exists() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        return 1
+
+    rows = spark.sparkContext.parallelize([1.0] * 8, 2)
+    one = spark.sparkContext.parallelize([0], 1).map(take_a_slot)
+    other = threading.Thread(target=one.collect)
+    other.start()
+    try:
+        while not taken.exists():
+            time.sleep(0.05)
+        with (
+            ModelServer(np.zeros(1), consistency=bsp()) as server,
+            pytest.raises(WorkersMissing, match="2 workers .* and 1 came within 2 s"),
+        ):
+            server.train(rows, lambda model, rows: np.ones(1), patience=2.0)
+    finally:
+        free.touch()
+        other.join()
+    assert spark.sparkContext.parallelize(range(4), 4).sum() == 6  # law 4: the session lives
 
 
 @pytest.mark.cluster

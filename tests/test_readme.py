@@ -25,12 +25,19 @@ def test_the_python_of_the_readme_runs(
     df = sparkdist.read_dataframe(spark, "a9a-test").limit(500)
     names = {"df": df}
     blocks = python_blocks()
-    assert len(blocks) == 2
-    for block in blocks:
-        exec(compile(block, str(README), "exec"), names)
+    first, one_line, own_rows, stochastic, deepdist = blocks
+    exec(compile(first, str(README), "exec"), names)
     assert "converged" in capsys.readouterr().out
-    assert set(names["result"].x) == {"weights", "intercept"}
     assert len(names["figure"].axes) == 4
+    exec(compile(one_line, str(README), "exec"), names)
+    assert set(names["result"].x) == {"weights", "intercept"}
+    exec(compile(own_rows, str(README), "exec"), names)
+    assert names["result"].fun < 1.0  # half the variance of five kinds of stars is 1
+    exec(compile(stochastic, str(README), "exec"), names)
+    assert names["result"].method == "downpour" and names["result"].success
+    capsys.readouterr()
+    exec(compile(deepdist, str(README), "exec"), names)
+    assert len(eval(capsys.readouterr().out)) == 3
 
 
 def test_the_first_example_is_short() -> None:

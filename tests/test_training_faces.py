@@ -238,6 +238,26 @@ def test_r17_a_run_whose_driver_died_ends_as_if_it_had_not(data: Dataset, tmp_pa
     assert again.counts["applied"] == undisturbed.counts["applied"]
 
 
+def test_r17_calls_that_were_over_are_not_made_again(data: Dataset, tmp_path: Path) -> None:
+    def program(callback: Any = None, **options: Any) -> Any:
+        with ModelServer(
+            np.zeros(D), updater=sgd(0.1), consistency=bsp(), checkpoint="every", **options
+        ) as server:
+            for call in range(3):
+                told = callback if call == 1 else None
+                result = server.train(data, "logistic", batch_size=30, callback=told)
+        return result
+
+    undisturbed = program()
+
+    def die(status: dict[str, Any]) -> None:
+        raise KeyError("died")
+
+    with pytest.raises(KeyError):
+        program(die, folder=tmp_path)
+    assert_array_equal(program(resume=tmp_path).x, undisturbed.x)
+
+
 def test_what_cannot_be_resumed_is_refused_before_anything_is_changed(
     data: Dataset, tmp_path: Path
 ) -> None:

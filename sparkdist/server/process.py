@@ -17,7 +17,6 @@ import sys
 import threading
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -27,16 +26,9 @@ from granian.http import HTTP1Settings
 from granian.log import LogLevels
 from granian.server import MTServer
 
-from sparkdist.blocks import Array
-from sparkdist.consistency import Consistency
-from sparkdist.layout import Layout
-from sparkdist.server.app import Settings, create_app
-from sparkdist.server.checkpoint import Checkpointer, read_newest
-from sparkdist.server.rules import Rule
-from sparkdist.server.store import Store
-from sparkdist.wire import HEADER_LIMIT, PRELUDE_BYTES
+from sparkdist.server.setup import Service, Startable
 
-__all__ = ["Setup", "main"]
+__all__ = ["main"]
 
 logger = logging.getLogger(__name__)
 
@@ -45,32 +37,6 @@ _THREADS = 256
 #: A client has so long to send its headers.  Dripping ones are dropped; bodies of clients without
 #: the token are not read at all.
 _HEADER_MILLISECONDS = 10_000
-
-
-@dataclass(frozen=True)
-class Setup:
-    """Everything that a server process is started from, and started again."""
-
-    w: Array
-    layout: Layout
-    rule: Rule
-    consistency: Consistency
-    host: str
-    port: int
-    hosts: frozenset[str]
-    token: str = field(repr=False)
-    run: str = ""
-    n_workers: int = 0
-    plan: str = ""
-    folder: Path | None = None
-    every_update: bool = False
-    seconds: float | None = None
-    skip_not_finite: bool = False
-    certificate: Path | None = None
-    key: Path | None = None
-    restore: bool = False
-    #: What the arrays of a push may take; None for what a dense gradient takes.
-    push_bytes: int | None = None
 
 
 class _InThread(MTServer):
@@ -85,38 +51,6 @@ class _InThread(MTServer):
         return
 
 
-def make_store(setup: Setup) -> Store:
-    """Make the store, from the newest checkpoint if that is asked for."""
-    checkpointer = Checkpointer(
-        setup.folder, every_update=setup.every_update, seconds=setup.seconds
-    )
-    store = Store(
-        setup.w,
-        setup.rule,
-        setup.consistency,
-        checkpointer,
-        skip_not_finite=setup.skip_not_finite,
-    )
-    if setup.restore and setup.folder is not None:
-        store.restore(read_newest(setup.folder))
-        checkpointer.durable_version = store.version
-    if setup.run:
-        store.begin(setup.run, setup.n_workers, setup.plan)
-    return store
-
-
-def commands(store: Store) -> dict[str, Callable[..., Any]]:
-    """What the driver may ask for, by name."""
-    return {
-        "begin": store.begin,
-        "use": store.use,
-        "model": store.parameters,
-        "status": store.status,
-        "save": store.save,
-        "fault": lambda: store.fault,
-    }
-
-
 def hear(connection: Connection, leftovers: Sequence[Path]) -> Any:
     """Return what the driver says next; when it is gone nobody is left to serve."""
     try:
@@ -128,26 +62,25 @@ def hear(connection: Connection, leftovers: Sequence[Path]) -> Any:
     return pickle.loads(said)  # noqa: S301  # the driver's own
 
 
-def obey(connection: Connection, store: Store, leftovers: Sequence[Path]) -> None:
+def obey(connection: Connection, service: Service, leftovers: Sequence[Path]) -> None:
     """Carry out the driver's commands until it says stop, or is gone."""
-    known = commands(store)
     while True:
         name, arguments = hear(connection, leftovers)
         if name == "stop":
-            _stop(connection, store)
+            _stop(connection, service)
         try:
-            answer = True, known[name](*arguments)
+            answer = True, service.commands[name](*arguments)
         except Exception as error:
             logger.exception("command %s failed", name)
             answer = False, repr(error)
         connection.send_bytes(pickle.dumps(answer))
 
 
-def _stop(connection: Connection, store: Store) -> None:
+def _stop(connection: Connection, service: Service) -> None:
     """End: no new waiting, a last checkpoint of all that was acknowledged, exit status 0."""
     answer: tuple[bool, str | None] = True, None
     try:
-        store.drain()
+        service.drain()
     except Exception as error:
         answer = False, repr(error)
     connection.send_bytes(pickle.dumps(answer))
@@ -160,10 +93,10 @@ def _in_thread(work: Callable[..., None], *arguments: Any) -> None:
     threading.Thread(target=work, args=arguments, name=work.__name__).start()
 
 
-def _terminate(store: Store) -> None:
+def _terminate(service: Service) -> None:
     """End on a signal; a disk that fails is told by the status, and does not hold the end up."""
     try:
-        store.drain()
+        service.drain()
     except Exception:
         logger.exception("the last checkpoint could not be written")
         os._exit(1)
@@ -174,17 +107,8 @@ def main(descriptor: int, *leftovers: Path) -> None:
     """Serve until the driver says stop, or is gone."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     connection = Connection(descriptor)
-    setup: Setup = hear(connection, leftovers)
-    store = make_store(setup)
-    settings = Settings(
-        setup.token,
-        setup.hosts,
-        setup.layout,
-        setup.w.dtype.str,
-        # A sparse push is at most as long as a dense one: the client sends what is shorter.
-        (setup.push_bytes or setup.w.nbytes) + HEADER_LIMIT + PRELUDE_BYTES,
-    )
-    app = create_app(store, settings)
+    setup: Startable = hear(connection, leftovers)
+    service = setup.service()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C on the driver's terminal is the driver's
     server = _InThread(
         "sparkdist",
@@ -204,12 +128,12 @@ def main(descriptor: int, *leftovers: Path) -> None:
     @server.on_startup
     def listen_to_the_driver() -> None:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-        signal.signal(signal.SIGTERM, lambda *_: _in_thread(_terminate, store))
-        _in_thread(obey, connection, store, leftovers)
+        signal.signal(signal.SIGTERM, lambda *_: _in_thread(_terminate, service))
+        _in_thread(obey, connection, service, leftovers)
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        server.serve(target_loader=lambda: app, wrap_loader=False)
+        server.serve(target_loader=lambda: service.app, wrap_loader=False)
 
 
 if __name__ == "__main__":

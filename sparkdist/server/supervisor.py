@@ -23,7 +23,7 @@ from types import TracebackType
 from typing import Any
 
 from sparkdist.errors import ServerDied, ServerError
-from sparkdist.server.process import Setup
+from sparkdist.server.setup import Startable
 
 __all__ = ["Supervisor", "reserve_port"]
 
@@ -63,12 +63,13 @@ class Supervisor:
 
     def __init__(
         self,
-        setup: Setup,
+        setup: Startable,
         dumps: Callable[[Any], bytes],
         restarts: int,
         leftovers: Sequence[Path] = (),
     ):
-        self._setup, self._dumps, self._left = setup, dumps, restarts if setup.folder else 0
+        self._setup: Any = setup
+        self._dumps, self._left = dumps, 0 if setup.again() is None else restarts
         self._allowed = self._left
         self._speaking, self._stopping = threading.RLock(), threading.Event()
         self._folder = Path(tempfile.mkdtemp(prefix="sparkdist-server-"))
@@ -243,7 +244,7 @@ class Supervisor:
                 "the model server died (status %s); it is started again from its last checkpoint",
                 status,
             )
-            self._setup = dataclasses.replace(self._setup, restore=True)
+            self._setup = self._setup.again()
             try:
                 with self._speaking:
                     self._connection.close()
@@ -253,7 +254,7 @@ class Supervisor:
                 logger.error("%s", error)
         if self._stopping.is_set():
             return False
-        if self._setup.folder is None:
+        if self._setup.again() is None:
             cure = "it had no checkpoints to start again from: checkpoint='interval' gives it some"
         else:
             cure = f"it had been started again {self._allowed} times, which is what restarts allows"

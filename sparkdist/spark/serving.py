@@ -22,8 +22,8 @@ from sparkdist.errors import InvalidCall, PassFailed, ServerUnavailable, Workers
 from sparkdist.layout import Layout
 from sparkdist.progress import TrainingProgress
 from sparkdist.result import TrainingHistory
-from sparkdist.server.process import Setup
 from sparkdist.server.rules import Rule, model_entries
+from sparkdist.server.setup import Setup
 from sparkdist.server.supervisor import Supervisor, reserve_port
 from sparkdist.spark.server_options import ServerOptions
 from sparkdist.spark.train import Loop, Plan, run_job, unreachable_from, work
@@ -157,7 +157,10 @@ class Serving:
         PassFailed, ServerDied, ServerUnavailable, WorkersMissing, InvalidCall
         """
         supervisor, n_workers = self.supervisor, elements.getNumPartitions()
-        address = self._begin(n_workers, plan)
+        run = self._begin(n_workers, plan)
+        if run is None:
+            return
+        address = Address(*self._where, self._token, run, self._options.certificate_text())
         self._refuse_unreachable(address)
         for_workers = Plan(address, self._entries, make_units, loop)
         job = elements.mapPartitionsWithIndex(functools.partial(work, for_workers))
@@ -171,18 +174,24 @@ class Serving:
         else:
             look()
 
-    def _begin(self, n_workers: int, plan: dict[str, Any]) -> Address:
-        """Open a run, or go on with the one of the checkpoint that is resumed."""
+    def _begin(self, n_workers: int, plan: dict[str, Any]) -> str | None:
+        """Open a run, or go on with the one of the checkpoint that is resumed.
+
+        A program that is resumed makes its calls again; None for those that were over.
+        """
         self._calls += 1
         wanted = {**plan, "workers": n_workers, "call": self._calls}
         run = secrets.token_hex(8)
-        if self._resuming:
-            self._resuming, saved = False, self.status()
-            if saved["run"]:
-                _refuse_other_plan(json.loads(saved["plan"]), wanted)
-                run = saved["run"]
+        saved = self.status() if self._resuming else {"run": ""}
+        if saved["run"]:
+            of_saved = json.loads(saved["plan"])
+            if of_saved["call"] > self._calls:
+                return None
+            _refuse_other_plan(of_saved, wanted)
+            run = saved["run"]
+        self._resuming = False
         self.supervisor.begin(run, n_workers, json.dumps(wanted))
-        return Address(*self._where, self._token, run, self._options.certificate_text())
+        return run
 
     def _refuse_unreachable(self, address: Address) -> None:
         if not self._reached and (problem := unreachable_from(self.context, address)):
