@@ -60,7 +60,9 @@ def read(spark: Any, text: str | None, partitions: int) -> Any:
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(
-        prog="word2vec.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="word2vec.py",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--text", help="path or glob of text files, an article a line")
     parser.add_argument("--partitions", type=int, default=8, help="(default: %(default)s)")
@@ -93,7 +95,9 @@ def main(arguments: list[str] | None = None) -> int:
         vector_size=options.size, min_count=options.min_count, seed=options.seed, workers=1
     )
     model.build_vocab(corpus.toLocalIterator())
-    print(f"{len(model.wv):,} words, {corpus.count():,} articles; loss {mean_loss(model, sample):.3f}")
+    print(
+        f"{len(model.wv):,} words, {corpus.count():,} articles; loss {mean_loss(model, sample):.3f}"
+    )
     steps = [
         FIRST_ALPHA + (LAST_ALPHA - FIRST_ALPHA) * epoch / options.epochs
         for epoch in range(options.epochs + 1)

@@ -1,8 +1,19 @@
 """Parameter clients: how a worker loop talks to the model server."""
 
 from sparkdist.client.http import HttpClient
+from sparkdist.client.passes import PassClient, PassTask
 from sparkdist.client.protocol import Address, Answer, Gradient, ParameterClient
 from sparkdist.client.reach import unreachable
 from sparkdist.wire import Entry
 
-__all__ = ["Address", "Answer", "Entry", "Gradient", "HttpClient", "ParameterClient", "unreachable"]
+__all__ = [
+    "Address",
+    "Answer",
+    "Entry",
+    "Gradient",
+    "HttpClient",
+    "ParameterClient",
+    "PassClient",
+    "PassTask",
+    "unreachable",
+]

@@ -8,7 +8,7 @@ import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -31,6 +31,15 @@ __all__ = ["Dataset", "as_dataset"]
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
+
+
+class Crew(Protocol):
+    """Workers that hold task slots."""
+
+    def release(self) -> None:
+        """Send them home."""
+
+
 #: Turns a partition's elements into blocks.
 Converter = Callable[[Iterable[Any]], Iterator[Block]]
 
@@ -71,6 +80,8 @@ class Dataset:
         self._handles = ingested.mapPartitions(_each, preservesPartitioning=True)
         self._handles.setName(f"sparkdist {name}").persist(StorageLevel.MEMORY_AND_DISK)
         self.n_partitions = self._handles.getNumPartitions()
+        #: The resident engine's workers, while there are any.
+        self.crew: Crew | None = None
         try:
             with told_plainly("reading the data"):
                 found = self._handles.collect()
@@ -79,6 +90,8 @@ class Dataset:
             self._sweep()
             raise
         filled = [handle for handle in found if handle.n_rows]
+        #: Of each partition that has rows: where its blocks were, and how many there are.
+        self.blocks = {h.place.partition: (h.place, h.n_blocks) for h in filled}
         self.n_rows = sum(handle.n_rows for handle in filled)
         self.n_features = int(filled[0].n_features or 0)
         self.weight_sum = sum(handle.weight_sum for handle in filled)
@@ -206,6 +219,7 @@ class Dataset:
         Partitions without rows are left out.  Blocks that are not where Spark runs the task are
         ingested again there, from the lineage.
         """
+        self.free_slots()
         with told_plainly("a pass"):
             found = self.handles.mapPartitions(functools.partial(visit, work)).collect()
         missing = [answer.partition for answer in found if isinstance(answer, Missing)]
@@ -224,6 +238,11 @@ class Dataset:
         if len(answers) != len(missing):
             raise PassFailed("blocks vanish as soon as they are written: look at spark.local.dir")
         return answers
+
+    def free_slots(self) -> None:
+        """Send resident workers home: another job needs their task slots."""
+        if self.crew is not None:
+            self.crew.release()
 
     def refuse_labels(self, objective: Objective) -> None:
         """Raise BadData for labels outside the objective's domain, with the place of the first."""
@@ -269,6 +288,7 @@ class Dataset:
         """Remove the blocks from the executors; the dataset cannot be used afterwards."""
         if not self._handles.is_cached or self._stopped:
             return
+        self.free_slots()
         self._handles.foreach(_forget)
         self._handles.unpersist()
 

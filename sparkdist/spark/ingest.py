@@ -17,12 +17,14 @@ import numpy as np
 from sparkdist.blocks import Block, Matrix
 from sparkdist.spark.residency import BlockFile, Place
 
-__all__ = ["BLOCK_BYTES", "MAX_LABELS", "BadRow", "Handle", "keep"]
+__all__ = ["BLOCK_BYTES", "MAX_LABELS", "PORTION", "BadRow", "Handle", "keep"]
 
 #: Size of a block: its second product with X finds X in the processor's cache, and the calls
 #: cost little.  Measured on 0.25 to 16 MiB, at d = 100 and d = 784: 2 MiB is best, 1.5 to 4
 #: within 2 %, 16 a fifth slower.
 BLOCK_BYTES = 2 << 20
+#: Blocks in a portion, whose sums are one result of a resident worker: some milliseconds of work.
+PORTION = 8
 #: At most so many rows a block, so that the vectors of a loss stay below the 128 KiB from which
 #: on malloc maps fresh pages for each: 8-18 against 56-63 ns a row.
 _BLOCK_ROWS = 16_000
@@ -42,6 +44,7 @@ class Handle(NamedTuple):
     """What Spark caches for a partition in place of its rows: a few hundred bytes."""
 
     place: Place
+    n_blocks: int
     n_rows: int
     n_features: int | None
     weight_sum: float
@@ -84,6 +87,7 @@ def keep(chunks: Iterable[Block], dataset: str, partition: int) -> Handle:
     labels = None if tally.labels is None else tuple(sorted(tally.labels))
     return Handle(
         file.place,
+        file.n_blocks,
         tally.n_rows,
         tally.n_features,
         tally.weight_sum,

@@ -73,6 +73,11 @@ class BlockFile:
         self._file = open(self._draft, "xb", buffering=0)
         return self
 
+    @property
+    def n_blocks(self) -> int:
+        """Blocks written so far."""
+        return len(self._blocks)
+
     def append(self, block: Block) -> None:
         """Write the arrays of a block, as they are."""
         X = block.X

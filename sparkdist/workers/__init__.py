@@ -2,5 +2,6 @@
 
 from sparkdist.workers.batches import Batches, Order
 from sparkdist.workers.downpour import Units, downpour
+from sparkdist.workers.resident import resident
 
-__all__ = ["Batches", "Order", "Units", "downpour"]
+__all__ = ["Batches", "Order", "Units", "downpour", "resident"]

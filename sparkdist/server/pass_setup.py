@@ -1,0 +1,139 @@
+"""What the server process of a resident job serves: the routes of its workers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from flask import Response, request
+
+from sparkdist import wire
+from sparkdist.errors import DecodeError
+from sparkdist.server.incoming import count, identifier, number, read_body, read_fields
+from sparkdist.server.passes import Passes, Task
+from sparkdist.server.setup import Service
+from sparkdist.server.web import as_json, frame, make_app
+
+__all__ = ["PassSetup"]
+
+_LONGEST_WAIT = 20.0
+_ROOM = wire.HEADER_LIMIT + wire.PRELUDE_BYTES
+
+
+@dataclass(frozen=True)
+class PassSetup:
+    """Everything that the server of a resident job is started from, and started again."""
+
+    partitions: tuple[int, ...]
+    idle: float
+    host: str
+    port: int
+    hosts: frozenset[str]
+    token: str = field(repr=False)
+    #: What the sums of a worker may take.
+    body_limit: int = 0
+    certificate: Path | None = None
+    key: Path | None = None
+    run: str = ""
+
+    def service(self) -> Service:
+        """Serve the passes of a dataset."""
+        passes = Passes(self.partitions, self.idle)
+        if self.run:
+            passes.begin(self.run)
+        routes = _Routes(passes, self.body_limit)
+        get = {"/healthz": routes.healthz, "/v1/status": routes.status}
+        post = {"/v1/work": routes.work, "/v1/bring": routes.bring, "/v1/miss": routes.miss}
+        app = make_app(self.token, self.hosts, get, post, routes.tell_fault)
+        commands: dict[str, Callable[..., Any]] = {
+            "begin": passes.begin,
+            "evaluate": passes.evaluate,
+            "wait_for": passes.wait_for,
+            "end": passes.end,
+            "status": passes.status,
+            "fault": lambda: passes.fault,
+        }
+        return Service(app, commands, passes.end)
+
+    def again(self) -> PassSetup:
+        """Start as before: a pass that is lost is begun again by the driver."""
+        return self
+
+
+class _Routes:
+    """The views: one method a route."""
+
+    def __init__(self, passes: Passes, body_limit: int):
+        self._passes, self._limit = passes, max(body_limit, _ROOM)
+
+    def tell_fault(self, text: str) -> None:
+        """Keep the traceback of an exception for the driver."""
+        self._passes.fault = text
+
+    def healthz(self) -> Response:
+        """Say that the process is alive; needs no token."""
+        return as_json(200, {"alive": True})
+
+    def status(self) -> Response:
+        """Give the counts as JSON."""
+        return as_json(200, self._passes.status())
+
+    def work(self) -> Response:
+        """Give a worker portions, with the vectors of the pass if it has not seen them."""
+        return self._work(read_fields(read_body(request.environ, _ROOM)))
+
+    def bring(self) -> Response:
+        """Take a worker's sums, and give it the next portions in the same round trip."""
+        message = wire.decode(read_body(request.environ, self._limit))
+        fields, portions = message.fields, _numbers(message.fields, "portions")
+        sums = message.arrays().get("sums")
+        if not isinstance(sums, np.ndarray) or sums.dtype != np.float64 or sums.ndim != 2:
+            raise DecodeError("sums must be one dense array of float64 with a row a portion")
+        self._passes.bring(identifier(fields, "run"), count(fields, "pass"), portions, sums)
+        return self._work(fields)
+
+    def miss(self) -> Response:
+        """Hear that blocks are not where their worker is."""
+        fields = read_fields(read_body(request.environ, _ROOM))
+        self._passes.miss(identifier(fields, "run"), _numbers(fields, "partitions"))
+        return frame(200, wire.pieces({"status": "ok", "pass": 0, "kind": "", "portions": ""}))
+
+    def _work(self, fields: dict[str, Any]) -> Response:
+        task = self._passes.work(
+            identifier(fields, "run"),
+            identifier(fields, "worker"),
+            _numbers(fields, "partitions"),
+            identifier(fields, "place"),
+            count(fields, "seen"),
+            min(number(fields, "wait", 0.0), _LONGEST_WAIT),
+        )
+        return _answer(task)
+
+
+def _answer(task: Task) -> Response:
+    fields: dict[str, str | int] = {
+        "status": task.status,
+        "pass": task.number,
+        "kind": task.kind,
+        "portions": ",".join(map(str, task.portions)),
+    }
+    status = 503 if task.status == "wait" else 200
+    if not task.vectors:
+        return frame(status, wire.pieces(fields))
+    shape = (task.n_vectors, len(task.vectors) // 8 // task.n_vectors)
+    head, *_ = wire.pieces(fields, [wire.Entry("vectors", "<f8", shape)], [task.vectors])
+    return frame(status, [head, task.vectors])
+
+
+def _numbers(fields: dict[str, Any], name: str) -> Sequence[int]:
+    """Read a list of numbers, which a field holds as text."""
+    text = fields.get(name)
+    if not isinstance(text, str) or len(text) > wire.HEADER_LIMIT:
+        raise DecodeError(f"{name} must be numbers with commas between them")
+    parts = text.split(",") if text else []
+    if not all(part.isascii() and part.isdigit() and len(part) < 10 for part in parts):
+        raise DecodeError(f"{name} must be numbers with commas between them")
+    return tuple(map(int, parts))

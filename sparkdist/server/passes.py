@@ -1,0 +1,220 @@
+"""Passes: the meeting point of a driver that has vectors and workers that have blocks.
+
+One pass at a time: the driver gives its vectors, workers fetch them with their portions and
+bring the sums, and the driver gets the total.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from sparkdist.blocks import Array, Partial
+from sparkdist.errors import DecodeError, StaleRun
+from sparkdist.server.coordinator import Coordinator
+from sparkdist.server.totals import Totals
+
+__all__ = ["Passes", "Task"]
+
+#: Seconds: a copy of a portion is not worth while sooner, and not before this many usual times.
+_SOONEST, _USUAL_TIMES = 0.1, 3.0
+
+
+class Task(NamedTuple):
+    """What a worker is told: ``work`` at portions, ``wait`` (ask again), or ``over``."""
+
+    status: str
+    number: int = 0
+    kind: str = ""
+    portions: tuple[int, ...] = ()
+    vectors: bytes = b""
+    n_vectors: int = 0
+
+
+class Passes:
+    """State of the resident job of one dataset, under one lock.
+
+    Parameters
+    ----------
+    partitions
+        The partition of each portion, in the order in which their results are added up.
+    idle
+        Seconds without a pass after which the workers are sent home: they hold task slots.
+    """
+
+    def __init__(self, partitions: Sequence[int], idle: float):
+        self._partitions, self._idle = partitions, idle
+        self._changed = threading.Condition()
+        self._run, self._over = "", True
+        self._number, self._kind, self._size = 0, "", 0
+        self._vectors, self._n_vectors = b"", 0
+        self._coordinator: Coordinator | None = None
+        self._totals: Totals | None = None
+        self._homes: dict[int, tuple[str, str]] = {}
+        self._usual, self._rested = 0.0, time.monotonic()
+        self._handed: dict[int, tuple[float, int]] = {}
+        self._missing: set[int] = set()
+        self._workers: set[str] = set()
+        self.counts = {"results": 0, "duplicates": 0, "passes": 0}
+        self.fault: str | None = None
+
+    # --- the driver's side ------------------------------------------------------------------
+
+    def begin(self, run: str) -> None:
+        """Open a run for the workers of a new job; those of another one are sent home."""
+        with self._changed:
+            self._run, self._over, self._rested = run, False, time.monotonic()
+            self._homes, self._missing, self._coordinator = {}, set(), None
+            self._workers = set()
+            self._changed.notify_all()
+
+    def evaluate(
+        self, number: int, kind: str, vectors: Sequence[Array], seconds: float
+    ) -> tuple[str, Partial | None]:
+        """Begin a pass, and wait for it for a while: see :meth:`wait_for`."""
+        with self._changed:
+            if not self._over:
+                self._number, self._kind = number, kind
+                self._vectors = b"".join(vector.tobytes() for vector in vectors)
+                self._n_vectors, self._size = len(vectors), vectors[0].size
+                late = max(_SOONEST, _USUAL_TIMES * self._usual)
+                self._coordinator = Coordinator(self._partitions, self._homes, late)
+                self._totals = Totals(self._partitions)
+                self._handed = {}
+                self._changed.notify_all()
+        return self.wait_for(number, seconds)
+
+    def wait_for(self, number: int, seconds: float) -> tuple[str, Partial | None]:
+        """Return ``done`` and the sums; or ``busy``; or what hinders: ``missing``, ``over``.
+
+        ``unknown`` means that the pass has to be begun again: the server is another one.
+        """
+        deadline = time.monotonic() + seconds
+        with self._changed:
+            while True:
+                if self._number != number or self._coordinator is None:
+                    return ("over" if self._over else "unknown"), None
+                if self._coordinator.done:
+                    assert self._totals is not None
+                    return "done", self._totals.total()
+                if self._over or self._missing:
+                    return ("over" if self._over else "missing"), None
+                left = deadline - time.monotonic()
+                if left <= 0 or not self._changed.wait(left):
+                    return "busy", None
+
+    def end(self) -> None:
+        """Send the workers home."""
+        with self._changed:
+            self._over = True
+            self._changed.notify_all()
+
+    def status(self) -> dict[str, object]:
+        """Everything that can be counted."""
+        with self._changed:
+            return {
+                "run": self._run,
+                "pass": self._number,
+                "over": self._over,
+                "portions": len(self._partitions),
+                "workers": len(self._workers),
+                **self.counts,
+            }
+
+    # --- the workers' side ------------------------------------------------------------------
+
+    def work(
+        self, run: str, worker: str, own: Sequence[int], place: str, seen: int, seconds: float
+    ) -> Task:
+        """Give a worker portions of the pass; waits until there are some, for a while."""
+        deadline = time.monotonic() + seconds
+        with self._changed:
+            while True:
+                self._refuse_stale(run)
+                now = time.monotonic()
+                if self._over or self._has_rested(now):
+                    return Task("over")
+                self._workers.add(worker)
+                numbers = self._hand_out(worker, own, place, now)
+                if numbers:
+                    vectors = self._vectors if seen != self._number else b""
+                    n = self._n_vectors if vectors else 0
+                    return Task("work", self._number, self._kind, tuple(numbers), vectors, n)
+                if now >= deadline:
+                    return Task("wait")
+                self._changed.wait(self._until(deadline) - now)
+
+    def bring(self, run: str, number: int, portions: Sequence[int], sums: Array) -> None:
+        """Book results: ``sums`` has a row a portion of loss, weight and gradient.
+
+        A result that comes a second time, or of a pass that is over, changes nothing.
+
+        Raises
+        ------
+        DecodeError
+            If the sums do not fit the pass.
+        """
+        with self._changed:
+            self._refuse_stale(run)
+            if number != self._number or self._coordinator is None or self._totals is None:
+                self.counts["duplicates"] += len(portions)
+                return
+            if sums.shape != (len(portions), self._size + 2):
+                expected = (len(portions), self._size + 2)
+                raise DecodeError(f"the sums have shape {sums.shape}; the pass needs {expected}")
+            self._learn(portions)
+            for portion, row in zip(portions, sums, strict=True):
+                fresh = self._coordinator.accept(portion)
+                self.counts["results" if fresh else "duplicates"] += 1
+                if fresh:
+                    self._totals.add(portion, Partial(float(row[0]), row[2:], float(row[1])))
+            if self._coordinator.done:
+                self.counts["passes"] += 1
+                self._rested = time.monotonic()
+                self._changed.notify_all()
+
+    def miss(self, run: str, partitions: Sequence[int]) -> None:
+        """Hear that a worker's blocks are not where it is."""
+        with self._changed:
+            self._refuse_stale(run)
+            self._missing.update(partitions)
+            self._changed.notify_all()
+
+    # --- under the lock ---------------------------------------------------------------------
+
+    def _refuse_stale(self, run: str) -> None:
+        if run != self._run:
+            raise StaleRun(f"run {run!r:.80} is over, or is not this server's")
+
+    def _has_rested(self, now: float) -> bool:
+        """Send everybody home if there was no pass for long."""
+        busy = self._coordinator is not None and not self._coordinator.done
+        if not busy and now - self._rested > self._idle:
+            self._over = True
+            self._changed.notify_all()
+        return self._over
+
+    def _hand_out(self, worker: str, own: Sequence[int], place: str, now: float) -> list[int]:
+        if self._coordinator is None or self._coordinator.done:
+            return []
+        numbers = self._coordinator.hand_out(worker, own, place, now)
+        for number in numbers:
+            self._handed.setdefault(number, (now, len(numbers)))
+        return numbers
+
+    def _until(self, deadline: float) -> float:
+        """When there may be something new without anybody saying so."""
+        times = [deadline, self._rested + self._idle + 0.01]
+        if self._coordinator is not None and not self._coordinator.done:
+            times = [deadline, self._coordinator.next_late() + 0.001]
+        return max(min(times), time.monotonic() + 0.001)
+
+    def _learn(self, portions: Sequence[int]) -> None:
+        """Remember how long a portion usually takes."""
+        handed = [self._handed[number] for number in portions if number in self._handed]
+        if handed:
+            since, count = handed[0]
+            seconds = (time.monotonic() - since) / count
+            self._usual = seconds if not self._usual else 0.8 * self._usual + 0.2 * seconds
