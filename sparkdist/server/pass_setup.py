@@ -33,18 +33,17 @@ class PassSetup:
     port: int
     hosts: frozenset[str]
     token: str = field(repr=False)
-    #: What the sums of a worker may take.
-    body_limit: int = 0
     certificate: Path | None = None
     key: Path | None = None
     run: str = ""
+    size: int = 0
 
     def service(self) -> Service:
         """Serve the passes of a dataset."""
         passes = Passes(self.partitions, self.idle)
         if self.run:
-            passes.begin(self.run)
-        routes = _Routes(passes, self.body_limit)
+            passes.begin(self.run, self.size)
+        routes = _Routes(passes)
         get = {"/healthz": routes.healthz, "/v1/status": routes.status}
         post = {"/v1/work": routes.work, "/v1/bring": routes.bring, "/v1/miss": routes.miss}
         app = make_app(self.token, self.hosts, get, post, routes.tell_fault)
@@ -66,8 +65,8 @@ class PassSetup:
 class _Routes:
     """The views: one method a route."""
 
-    def __init__(self, passes: Passes, body_limit: int):
-        self._passes, self._limit = passes, max(body_limit, _ROOM)
+    def __init__(self, passes: Passes):
+        self._passes = passes
 
     def tell_fault(self, text: str) -> None:
         """Keep the traceback of an exception for the driver."""
@@ -87,7 +86,7 @@ class _Routes:
 
     def bring(self) -> Response:
         """Take a worker's sums, and give it the next portions in the same round trip."""
-        message = wire.decode(read_body(request.environ, self._limit))
+        message = wire.decode(read_body(request.environ, self._passes.longest + _ROOM))
         fields, portions = message.fields, _numbers(message.fields, "portions")
         sums = message.arrays().get("sums")
         if not isinstance(sums, np.ndarray) or sums.dtype != np.float64 or sums.ndim != 2:

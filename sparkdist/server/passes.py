@@ -47,7 +47,7 @@ class Passes:
     def __init__(self, partitions: Sequence[int], idle: float):
         self._partitions, self._idle = partitions, idle
         self._changed = threading.Condition()
-        self._run, self._over = "", True
+        self._run, self._over, self.longest = "", True, 0
         self._number, self._kind, self._size = 0, "", 0
         self._vectors, self._n_vectors = b"", 0
         self._coordinator: Coordinator | None = None
@@ -62,10 +62,15 @@ class Passes:
 
     # --- the driver's side ------------------------------------------------------------------
 
-    def begin(self, run: str) -> None:
-        """Open a run for the workers of a new job; those of another one are sent home."""
+    def begin(self, run: str, size: int) -> None:
+        """Open a run for the workers of a new job; those of another one are sent home.
+
+        Its vectors have at most ``size`` elements.
+        """
         with self._changed:
             self._run, self._over, self._rested = run, False, time.monotonic()
+            # A worker brings at most everything, each portion with its loss and its weight.
+            self.longest = 8 * len(self._partitions) * (size + 2)
             self._homes, self._missing, self._coordinator = {}, set(), None
             self._workers = set()
             self._changed.notify_all()

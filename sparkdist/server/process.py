@@ -65,14 +65,14 @@ def hear(connection: Connection, leftovers: Sequence[Path]) -> Any:
 def obey(connection: Connection, service: Service, leftovers: Sequence[Path]) -> None:
     """Carry out the driver's commands until it says stop, or is gone."""
     while True:
-        name, arguments = hear(connection, leftovers)
+        number, name, arguments = hear(connection, leftovers)
         if name == "stop":
             _stop(connection, service)
         try:
-            answer = True, service.commands[name](*arguments)
+            answer = number, True, service.commands[name](*arguments)
         except Exception as error:
             logger.exception("command %s failed", name)
-            answer = False, repr(error)
+            answer = number, False, repr(error)
         connection.send_bytes(pickle.dumps(answer))
 
 

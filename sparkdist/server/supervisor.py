@@ -70,7 +70,7 @@ class Supervisor:
     ):
         self._setup: Any = setup
         self._dumps, self._left = dumps, 0 if setup.again() is None else restarts
-        self._allowed = self._left
+        self._allowed, self._asked = self._left, 0
         self._speaking, self._stopping = threading.RLock(), threading.Event()
         self._folder = Path(tempfile.mkdtemp(prefix="sparkdist-server-"))
         self._leftovers = [*leftovers, self._folder]
@@ -90,6 +90,11 @@ class Supervisor:
         """Open a run; a server that is started again goes on with it."""
         self._remember(run=run, n_workers=n_workers, plan=plan)
         self.ask("begin", run, n_workers, plan)
+
+    def begin_passes(self, run: str, size: int) -> None:
+        """Open a run of a resident job, whose vectors have at most ``size`` elements."""
+        self._remember(run=run, size=size)
+        self.ask("begin", run, size)
 
     def use(self, rule: Any) -> None:
         """Change how pushes are applied, from the next one on."""
@@ -120,8 +125,7 @@ class Supervisor:
                 raise self.died
             try:
                 with self._speaking:
-                    self._connection.send_bytes(self._dumps((name, arguments)))
-                    done, answer = pickle.loads(self._connection.recv_bytes())  # noqa: S301
+                    done, answer = self._exchange(name, arguments)
             except (EOFError, OSError):
                 if self._stopping.is_set():
                     raise ServerError("the model server was stopped") from None
@@ -131,6 +135,16 @@ class Supervisor:
                 raise ServerError(f"the model server could not {name}: {answer}")
             return answer
         raise ServerError(f"the model server did not {name} in time")
+
+    def _exchange(self, name: str, arguments: tuple[Any, ...]) -> tuple[bool, Any]:
+        """Send a command and read its answer; those of commands that Ctrl-C cut off are left."""
+        self._asked += 1
+        asked = self._asked
+        self._connection.send_bytes(self._dumps((asked, name, arguments)))
+        while True:
+            answered, done, answer = pickle.loads(self._connection.recv_bytes())  # noqa: S301
+            if answered == asked:
+                return done, answer
 
     def stop(self) -> None:
         """End the process: the last checkpoint is written first; nothing of it stays behind."""
@@ -143,7 +157,7 @@ class Supervisor:
             if not free:  # a command that is never answered
                 self._process.kill()
             elif self.died is None:
-                self._connection.send_bytes(self._dumps(("stop", ())))
+                self._connection.send_bytes(self._dumps((0, "stop", ())))
             self._process.wait(_STOP_SECONDS)
         except (OSError, subprocess.TimeoutExpired):
             self._process.kill()

@@ -15,19 +15,20 @@ from scipy.optimize import OptimizeResult
 from sparkdist.checks import STOCHASTIC, find_problems
 from sparkdist.errors import InvalidCall
 from sparkdist.objectives import Objective, UserLoss
-from sparkdist.problem import BoundsLike, Penalty, as_objective, pose
+from sparkdist.problem import BoundsLike, Engine, Penalty, as_objective, pose
 from sparkdist.progress import Progress
 from sparkdist.result import Result
 from sparkdist.run import Run
 from sparkdist.spark.aggregate import AggregateEngine
 from sparkdist.spark.dataset import Dataset, as_dataset
+from sparkdist.spark.resident import ResidentEngine
 from sparkdist.spark.scoring import model_of
 from sparkdist.spark.sources import describe, refuse_connect
 from sparkdist.spark.stochastic import descend, find_problems_of_options
 
 __all__ = ["minimize"]
 
-_ENGINES = {"aggregate": AggregateEngine}
+_ENGINES = {"aggregate": AggregateEngine, "resident": ResidentEngine}
 _TOL, _MAX_ITER = 1e-6, 1000
 
 
@@ -82,7 +83,8 @@ def minimize(
     intercept
         Fit one (``Softmax``: one a class); ``x`` is then ``{"weights": ..., "intercept": ...}``.
     engine
-        ``aggregate``: one Spark job a pass.
+        ``aggregate``: one Spark job a pass.  ``resident``: one job whose workers stay, so that a
+        pass costs a message to each and one back; they hold their task slots meanwhile.
     deterministic
         Sum in partition order: the same bits whatever the scheduling.
     tol
@@ -147,7 +149,7 @@ def minimize(
         if method in STOCHASTIC:
             return descend(method, problem, dataset, w0, callback, options, progress)
         dataset.refuse_labels(loss)
-        sums = _ENGINES[engine](dataset, deterministic=deterministic)
+        sums: Engine = _ENGINES[engine](dataset, deterministic=deterministic)
         with Progress(progress, f"sparkdist {method}") as bar:
             run = Run(sums, problem, began, bar.show, callback)
             result = run.solve(method, {"tol": tol, "max_iter": max_iter, **options})

@@ -15,20 +15,13 @@ from sparkdist.blocks import Array
 from sparkdist.errors import InvalidCall
 from sparkdist.server.checkpoint import holds_checkpoints, read_newest
 from sparkdist.server.rules import Rule
+from sparkdist.spark.network import encryption_of
 
 __all__ = ["ServerOptions"]
 
 logger = logging.getLogger(__name__)
 
 _CHECKPOINTS = ("none", "interval", "every")
-#: Spark encrypts what its own processes say to each other; the model server's port is not theirs.
-_ENCRYPTION = (
-    "spark.network.crypto.enabled",
-    "spark.authenticate.enableSaslEncryption",
-    "spark.ssl.enabled",
-    "spark.ssl.rpc.enabled",
-)
-_YES = ("1", "true", "yes")
 
 
 @dataclass(frozen=True)
@@ -77,8 +70,8 @@ class ServerOptions:
 
     def refuse_bypassed_encryption(self, conf: SparkConf, host: str) -> None:
         """Raise InvalidCall, or warn, where Spark encrypts and this server would not."""
-        found = [name for name in _ENCRYPTION if str(conf.get(name, "")).lower() in _YES]
-        if not found or host == "127.0.0.1" or self.certificate is not None:
+        found = encryption_of(conf, host)
+        if not found or self.certificate is not None:
             return
         said = f"{', '.join(found)} is set, which does not cover the model server's own port"
         if not self.plaintext:

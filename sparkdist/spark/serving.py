@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import json
 import secrets
-import socket
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack
@@ -25,6 +24,7 @@ from sparkdist.result import TrainingHistory
 from sparkdist.server.rules import Rule, model_entries
 from sparkdist.server.setup import Setup
 from sparkdist.server.supervisor import Supervisor, reserve_port
+from sparkdist.spark.network import bind_host, driver_host, hosts_of, task_slots
 from sparkdist.spark.server_options import ServerOptions
 from sparkdist.spark.train import Loop, Plan, run_job, unreachable_from, work
 from sparkdist.workers import Units
@@ -65,11 +65,11 @@ class Serving:
             problem = "there is no Spark session; make one first: it says where the driver is"
             raise InvalidCall("the model server", [problem])
         self.context, options = context, self._options
-        host = _host(context)
+        host = driver_host(context)
         options.refuse_bypassed_encryption(context.getConf(), host)
         options.refuse_other_checkpoints(self._state[0], self._state[2])
         with ExitStack() as stack:
-            held = stack.enter_context(reserve_port(_bind_host(context, host)))
+            held = stack.enter_context(reserve_port(bind_host(context, host)))
             bound, port = held.getsockname()[:2]
             self._where, self._token = (host, port), secrets.token_urlsafe(32)
             folder, leftovers = options.place(stack)
@@ -77,7 +77,7 @@ class Serving:
                 *self._state,
                 host=bound,
                 port=port,
-                hosts=frozenset(f"{_bracketed(name)}:{port}" for name in (host, bound)),
+                hosts=hosts_of(host, bound, port),
                 token=self._token,
                 folder=folder,
                 push_bytes=self._push_bytes,
@@ -126,7 +126,7 @@ class Serving:
         """Make the partitions as few as can run at the same time, if they wait for each other."""
         if not self._consistency.waits:
             return elements
-        slots = _task_slots(self.context)
+        slots = task_slots(self.context)
         return elements.coalesce(slots) if elements.getNumPartitions() > slots else elements
 
     def run(
@@ -256,33 +256,3 @@ def _refuse_other_plan(saved: dict[str, Any], wanted: dict[str, Any]) -> None:
     ]
     if other:
         raise InvalidCall("resume: the run of the checkpoint was another one", other)
-
-
-def _task_slots(context: SparkContext) -> int:
-    """How many tasks can run at the same time now.
-
-    ``defaultParallelism`` may be set to anything; the scheduler knows.
-    """
-    scheduler = context._jsc.sc()
-    profile = scheduler.resourceProfileManager().defaultResourceProfile()
-    return max(1, scheduler.maxNumConcurrentTasks(profile))
-
-
-def _host(context: SparkContext) -> str:
-    """Return the address that Spark advertises for the driver; in local mode loopback."""
-    if str(context.master).startswith("local[") or context.master == "local":
-        return "127.0.0.1"
-    return str(context.getConf().get("spark.driver.host", "127.0.0.1"))
-
-
-def _bracketed(host: str) -> str:
-    """An address as it stands before a port."""
-    return f"[{host}]" if ":" in host else host
-
-
-def _bind_host(context: SparkContext, host: str) -> str:
-    """Return the address to listen at, which is another one behind network translation."""
-    bind = host
-    if host != "127.0.0.1":
-        bind = str(context.getConf().get("spark.driver.bindAddress", host))
-    return socket.gethostbyname(bind)

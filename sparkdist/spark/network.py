@@ -1,0 +1,57 @@
+"""Network: the driver's addresses, and how many tasks there is room for."""
+
+from __future__ import annotations
+
+import socket
+
+from pyspark import SparkConf, SparkContext
+
+__all__ = ["bind_host", "driver_host", "encryption_of", "hosts_of", "task_slots"]
+
+LOOPBACK = "127.0.0.1"
+#: Spark encrypts what its own processes say to each other; a port of ours is not theirs.
+_ENCRYPTION = (
+    "spark.network.crypto.enabled",
+    "spark.authenticate.enableSaslEncryption",
+    "spark.ssl.enabled",
+    "spark.ssl.rpc.enabled",
+)
+_YES = ("1", "true", "yes")
+
+
+def driver_host(context: SparkContext) -> str:
+    """Return the address that Spark advertises for the driver; in local mode loopback."""
+    if str(context.master).startswith("local[") or context.master == "local":
+        return LOOPBACK
+    return str(context.getConf().get("spark.driver.host", LOOPBACK))
+
+
+def bind_host(context: SparkContext, host: str) -> str:
+    """Return the address to listen at, which is another one behind network translation."""
+    bind = host
+    if host != LOOPBACK:
+        bind = str(context.getConf().get("spark.driver.bindAddress", host))
+    return socket.gethostbyname(bind)
+
+
+def hosts_of(host: str, bound: str, port: int) -> frozenset[str]:
+    """Values of the Host header by which clients call a server."""
+    return frozenset(
+        f"[{name}]:{port}" if ":" in name else f"{name}:{port}" for name in (host, bound)
+    )
+
+
+def encryption_of(conf: SparkConf, host: str) -> list[str]:
+    """Name the settings by which Spark encrypts what leaves this machine."""
+    found = [name for name in _ENCRYPTION if str(conf.get(name, "")).lower() in _YES]
+    return [] if host == LOOPBACK else found
+
+
+def task_slots(context: SparkContext) -> int:
+    """How many tasks can run at the same time now.
+
+    ``defaultParallelism`` may be set to anything; the scheduler knows.
+    """
+    scheduler = context._jsc.sc()
+    profile = scheduler.resourceProfileManager().defaultResourceProfile()
+    return max(1, scheduler.maxNumConcurrentTasks(profile))
