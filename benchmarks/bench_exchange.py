@@ -22,8 +22,8 @@ from sparkdist.client import Address, Answer, Entry, Gradient, HttpClient
 from sparkdist.consistency import asp
 from sparkdist.layout import Layout
 from sparkdist.server.parameters import Parameters
-from sparkdist.server.setup import Setup
 from sparkdist.server.rules import MeanGradient, Push, model_entries
+from sparkdist.server.setup import Setup
 from sparkdist.server.supervisor import Supervisor, reserve_port
 from sparkdist.updaters import Descent, sgd
 

@@ -58,6 +58,7 @@ _INDICES = {"<i4": 4, "<i8": 8}
 _MAX_DIMENSIONS = 8
 #: Shorter vectors are sent as they are: the look costs more than the bytes.
 _WORTH_A_LOOK = 1024
+_WORTH_A_SAMPLE = 1 << 14
 # Made once: json.dumps makes a new one for each call with options, and so does json.loads.
 _write_json = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
 _Scalar: TypeAlias = "str | int | float | bool | None"
@@ -131,7 +132,12 @@ def sparse_if_shorter(vector: Array) -> Sparse | None:
     if vector.size < _WORTH_A_LOOK:
         return None
     item = vector.itemsize + 4
-    if vector.size > 1 << 31 or np.count_nonzero(vector) * item * 2 > vector.nbytes:
+    # One in 16 tells of most gradients that they are dense, for a sixteenth of the time.
+    sample = vector[:: 16 if vector.size >= _WORTH_A_SAMPLE else 1]
+    for looked_at in (sample, vector):
+        if np.count_nonzero(looked_at) * item * 2 > looked_at.nbytes:
+            return None
+    if vector.size > 1 << 31:
         return None
     indices = np.flatnonzero(vector).astype("<i4")
     return Sparse(vector[indices], indices, vector.shape)

@@ -17,8 +17,8 @@ from sparkdist.blocks import Array
 from sparkdist.client import Address, Answer, Gradient, HttpClient
 from sparkdist.consistency import Consistency, asp
 from sparkdist.layout import Layout
-from sparkdist.server.setup import Setup
 from sparkdist.server.rules import MeanGradient, model_entries
+from sparkdist.server.setup import Setup
 from sparkdist.server.supervisor import Supervisor, reserve_port
 from sparkdist.updaters import Descent, sgd
 

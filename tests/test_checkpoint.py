@@ -1,13 +1,19 @@
 """Checkpoints: whole or not at all, and what a restart finds in them."""
 
 import errno
+import hashlib
+import io
 import os
+import pickle
 import random
+import struct
+import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 from numpy.testing import assert_array_equal
+from safetensors.numpy import save
 
 from sparkdist.consistency import asp, bsp, ssp
 from sparkdist.errors import CheckpointError
@@ -98,6 +104,35 @@ def test_r14_the_one_before_is_loaded_and_the_log_says_so(tmp_path, caplog):
     (tmp_path / "checkpoint-000000000001.spkd").write_bytes(b"")
     with pytest.raises(CheckpointError, match="(?s)no checkpoint can be.*02.spkd.*01.spkd"):
         read_newest(tmp_path)
+
+
+def test_r42_nothing_in_a_checkpoint_is_ever_executed(tmp_path):
+    marker = tmp_path / "executed"
+
+    class Bomb:
+        def __reduce__(self):
+            return os.mkdir, (str(marker),)
+
+    bomb = pickle.dumps(Bomb())
+    body = save({"w": np.zeros(1)}, metadata={"sparkdist": bomb.hex()})
+    objects = io.BytesIO()
+    np.save(objects, np.array([Bomb()], dtype=object), allow_pickle=True)
+    zipped = io.BytesIO()
+    with zipfile.ZipFile(zipped, "w", zipfile.ZIP_DEFLATED) as file:
+        file.writestr("w.npy", bytes(50 << 20))
+    for content in (bomb, objects.getvalue(), zipped.getvalue(), body):
+        path = tmp_path / "checkpoint-000000000001.spkd"
+        for wrapped in (content, envelope_of(content)):
+            path.write_bytes(wrapped)
+            with pytest.raises(CheckpointError):
+                read(path)
+    assert not marker.exists()
+
+
+def envelope_of(body):
+    """The envelope as the format says it: magic, version, length, SHA-256."""
+    digest = hashlib.sha256(body).digest()
+    return struct.pack("<8sIQ32s", b"SPKDCKPT", 1, len(body), digest) + body
 
 
 def test_r14_there_is_none(tmp_path):

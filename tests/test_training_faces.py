@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import socket
+import struct
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -18,6 +20,7 @@ from sparkdist import L1, L2, MLP, Dataset, ElasticNet, ModelServer, minimize
 from sparkdist.blocks import Array, Block
 from sparkdist.consistency import bsp
 from sparkdist.errors import BadGradient, InvalidCall, PassFailed, ServerUnavailable
+from sparkdist.spark.network import bind_host, driver_host
 from sparkdist.spark.server_options import ServerOptions
 from sparkdist.updaters import adagrad, inverse_time, sgd
 from tests.conftest import LOCAL
@@ -317,6 +320,57 @@ def test_r47_encryption_that_this_port_would_bypass_is_refused_or_warned_of(
     assert not caplog.records
     ServerOptions(plaintext=True).refuse_bypassed_encryption(conf, "10.0.0.1")
     assert "unencrypted" in caplog.text
+
+
+def listening(port: int) -> set[str]:
+    """Addresses that listen at a port, by the kernel's own table."""
+    found = set()
+    for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
+        _, local, _, state, *_ = line.split()
+        address, _, at = local.partition(":")
+        if state == "0A" and int(at, 16) == port:
+            found.add(socket.inet_ntoa(struct.pack("<L", int(address, 16))))
+    return found
+
+
+def test_r38_in_local_mode_only_this_machine_can_reach_the_server(spark: SparkSession) -> None:
+    with ModelServer(np.zeros(D)) as server:
+        _, port = server._serving._where
+        assert listening(port) == {"127.0.0.1"}
+    assert listening(port) == set()
+
+
+class Master(NamedTuple):
+    """What is asked of a SparkContext."""
+
+    master: str
+    conf: dict[str, str]
+
+    def getConf(self) -> dict[str, str]:
+        return self.conf
+
+
+@pytest.mark.parametrize(
+    ("master", "conf", "advertised", "bound"),
+    [
+        ("local", {"spark.driver.host": "10.1.2.3"}, "127.0.0.1", "127.0.0.1"),
+        ("local[2,4]", {"spark.driver.bindAddress": "0.0.0.0"}, "127.0.0.1", "127.0.0.1"),
+        ("spark://m:7077", {"spark.driver.host": "10.1.2.3"}, "10.1.2.3", "10.1.2.3"),
+        (
+            "k8s://m",
+            {"spark.driver.host": "driver.svc", "spark.driver.bindAddress": "10.9.9.9"},
+            "driver.svc",
+            "10.9.9.9",
+        ),
+        ("yarn", {"spark.driver.host": "h", "spark.driver.bindAddress": "0.0.0.0"}, "h", "0.0.0.0"),
+    ],
+)
+def test_r38_on_a_cluster_it_is_the_drivers_address_and_all_of_them_only_by_name(
+    master: str, conf: dict[str, str], advertised: str, bound: str
+) -> None:
+    context: Any = Master(master, conf)
+    assert driver_host(context) == advertised
+    assert bind_host(context, advertised) == bound
 
 
 def test_options_of_the_server_that_do_not_go_together_are_told_together(tmp_path: Path) -> None:

@@ -131,6 +131,25 @@ def test_an_epoch_is_every_row_once_and_a_batch_is_always_the_same(sparse):
     assert not np.array_equal(again.weight, other.weight)
 
 
+@pytest.mark.parametrize("kinds", ["ddd", "sss", "dsd", "sdd"])
+def test_the_rows_of_a_batch_keep_their_labels_and_weights_in_dense_and_sparse_blocks(kinds):
+    X, n = np.random.default_rng(0).random((60, 4)), np.arange(60.0)
+    cuts = zip((0, 7, 7), (7, 7, 60), kinds, strict=True)  # the middle block is empty
+    blocks = [
+        Block(csr_array(X[a:b]) if kind == "s" else X[a:b], n[a:b], 1 + n[a:b])
+        for a, b, kind in cuts
+    ]
+    batches, seen = Batches(blocks, 8, seed=0, partition=0), []
+    for k in range(batches.per_epoch):
+        batch = batches.get(0, k)
+        assert isinstance(batch.X, np.ndarray) == (kinds == "ddd")
+        rows = batch.X if kinds == "ddd" else batch.X.toarray()
+        assert_array_equal(rows, X[batch.y.astype(int)])
+        assert_array_equal(batch.weight, 1 + batch.y)
+        seen += batch.y.tolist()
+    assert sorted(seen) == n.tolist()
+
+
 # --- the loop -------------------------------------------------------------------------------
 
 

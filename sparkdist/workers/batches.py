@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.sparse import vstack
+from scipy.sparse import csr_array, issparse, vstack
 
-from sparkdist.blocks import Block
+from sparkdist.blocks import Block, Matrix
 
 __all__ = ["Batches", "Order"]
 
@@ -42,32 +43,34 @@ class Batches:
     """The batches of a partition's blocks, in the order of :class:`Order`."""
 
     def __init__(self, blocks: Sequence[Block], batch_size: int, *, seed: int, partition: int):
-        self._blocks = blocks
+        self._X: list[Any] = [block.X for block in blocks]
+        self._dense = all(isinstance(X, np.ndarray) for X in self._X)
         self._starts = np.cumsum([0, *(len(block.y) for block in blocks)])
+        # Of all rows, 16 bytes a row: taken block by block, labels and weights of 64 rows from 90
+        # blocks took 120 us, and their features of 784 float64 another 110.
+        self._y = np.concatenate([np.empty(0), *(block.y for block in blocks)])
+        self._weight = np.concatenate([np.empty(0), *(block.weight for block in blocks)])
         n_rows = int(self._starts[-1])
         self._order = Order(n_rows, batch_size, seed=seed, partition=partition)
         self.n_rows, self.per_epoch = n_rows, self._order.per_epoch
 
     def get(self, epoch: int, number: int) -> Block:
         """Return batch ``number`` of an epoch."""
-        return self._gather(self._order.rows(epoch, number))
+        rows = self._order.rows(epoch, number)
+        return Block(self._gather(rows), self._y[rows], self._weight[rows])
 
-    def _gather(self, rows: NDArray[np.intp]) -> Block:
+    def _gather(self, rows: NDArray[np.intp]) -> Matrix:
+        """Features of the rows, block by block; the rows are sorted."""
         cuts = np.searchsorted(rows, self._starts)
-        parts = [
-            (block, rows[first:last] - start)
-            for block, start, first, last in zip(
-                self._blocks, self._starts, cuts[:-1], cuts[1:], strict=False
-            )
-            if last > first
-        ]
-        y = np.concatenate([block.y[of] for block, of in parts])
-        weight = np.concatenate([block.weight[of] for block, of in parts])
-        if not isinstance(parts[0][0].X, np.ndarray):
-            return Block(vstack([block.X[of] for block, of in parts], format="csr"), y, weight)
-        X = np.empty((len(rows), parts[0][0].X.shape[1]), parts[0][0].X.dtype)
-        filled = 0
-        for block, of in parts:
-            np.take(block.X, of, axis=0, out=X[filled : filled + len(of)])
-            filled += len(of)
-        return Block(X, y, weight)
+        filled = np.flatnonzero(np.diff(cuts))
+        within = rows - np.repeat(self._starts[filled], np.diff(cuts)[filled])
+        parts = zip(filled.tolist(), cuts[filled].tolist(), cuts[filled + 1].tolist(), strict=True)
+        if not self._dense:
+            chosen = [self._X[block][within[start:stop]] for block, start, stop in parts]
+            # SciPy stacks dense arrays with sparse ones, but not dense ones alone.
+            return vstack([X if issparse(X) else csr_array(X) for X in chosen], format="csr")
+        X = np.empty((len(rows), self._X[0].shape[1]), self._X[0].dtype)
+        for block, start, stop in parts:
+            # mode="raise" would fill a buffer and copy that to ``out``.
+            self._X[block].take(within[start:stop], axis=0, out=X[start:stop], mode="clip")
+        return X
