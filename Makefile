@@ -28,8 +28,9 @@ check: venv ## format, lint, types and the tests that need no JVM: under a minut
 	$(PY) -m mypy
 	PYTHONHASHSEED=0 $(PY) -m pytest -q -n 2 -m "not spark and not cluster and not process and not slow"
 
-test: venv ## all tests but the slow ones, with Spark
-	$(SPARK) $(PY) -m pytest -q -m "not slow"
+test: venv ## all tests but the slow ones, with Spark: on both cores, a file to a process
+	PYTHONHASHSEED=0 $(SPARK) $(PY) -m pytest -q -n 2 --dist loadfile -m "not slow and not cluster"
+	$(SPARK) $(PY) -m pytest -q -m "cluster and not slow"
 
 test-all: venv ## every test, at full strength
 	SPARKDIST_FULL=1 $(SPARK) $(PY) -m pytest -q -m ""
