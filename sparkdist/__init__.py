@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from sparkdist.spark.minimize import minimize
     from sparkdist.spark.model_server import ModelServer
     from sparkdist.spark.read import read_dataframe, read_dataset
+    from sparkdist.spark.resident import ResidentEngine
     from sparkdist.spark.scoring import SparkModel, load
 
 __all__ = [
@@ -45,6 +46,7 @@ __all__ = [
     "ModelServer",
     "Objective",
     "Poisson",
+    "ResidentEngine",
     "Result",
     "Softmax",
     "SparkModel",
@@ -72,6 +74,7 @@ _HOMES = {
     "sparkdist.spark.minimize": ["minimize"],
     "sparkdist.spark.model_server": ["ModelServer"],
     "sparkdist.spark.read": ["read_dataframe", "read_dataset"],
+    "sparkdist.spark.resident": ["ResidentEngine"],
     "sparkdist.spark.scoring": ["SparkModel", "load"],
 }
 _MODULES = ["consistency", "datasets", "errors", "objectives", "updaters"]

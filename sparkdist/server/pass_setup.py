@@ -82,17 +82,18 @@ class _Routes:
 
     def work(self) -> Response:
         """Give a worker portions, with the vectors of the pass if it has not seen them."""
-        return self._work(read_fields(read_body(request.environ, _ROOM)))
+        return self._work(*_question(read_fields(read_body(request.environ, _ROOM))))
 
     def bring(self) -> Response:
         """Take a worker's sums, and give it the next portions in the same round trip."""
         message = wire.decode(read_body(request.environ, self._passes.longest + _ROOM))
         fields, portions = message.fields, _numbers(message.fields, "portions")
+        question = _question(fields)  # may refuse, and then nothing is to be booked
         sums = message.arrays().get("sums")
         if not isinstance(sums, np.ndarray) or sums.dtype != np.float64 or sums.ndim != 2:
             raise DecodeError("sums must be one dense array of float64 with a row a portion")
         self._passes.bring(identifier(fields, "run"), count(fields, "pass"), portions, sums)
-        return self._work(fields)
+        return self._work(*question)
 
     def miss(self) -> Response:
         """Hear that blocks are not where their worker is."""
@@ -100,16 +101,20 @@ class _Routes:
         self._passes.miss(identifier(fields, "run"), _numbers(fields, "partitions"))
         return frame(200, wire.pieces({"status": "ok", "pass": 0, "kind": "", "portions": ""}))
 
-    def _work(self, fields: dict[str, Any]) -> Response:
-        task = self._passes.work(
-            identifier(fields, "run"),
-            identifier(fields, "worker"),
-            _numbers(fields, "partitions"),
-            identifier(fields, "place"),
-            count(fields, "seen"),
-            min(number(fields, "wait", 0.0), _LONGEST_WAIT),
-        )
-        return _answer(task)
+    def _work(self, *question: Any) -> Response:
+        return _answer(self._passes.work(*question))
+
+
+def _question(fields: dict[str, Any]) -> tuple[str, str, Sequence[int], str, int, float]:
+    """Read what a worker says of itself: the arguments of ``Passes.work``."""
+    return (
+        identifier(fields, "run"),
+        identifier(fields, "worker"),
+        _numbers(fields, "partitions"),
+        identifier(fields, "place"),
+        count(fields, "seen"),
+        min(number(fields, "wait", 0.0), _LONGEST_WAIT),
+    )
 
 
 def _answer(task: Task) -> Response:

@@ -18,7 +18,7 @@ from sparkdist.server.totals import Totals
 
 __all__ = ["Passes", "Task"]
 
-#: Seconds: a copy of a portion is not worth while sooner, and not before this many usual times.
+#: Seconds: a copy of portions is not worth while sooner, and not before this many usual times.
 _SOONEST, _USUAL_TIMES = 0.1, 3.0
 
 
@@ -84,8 +84,8 @@ class Passes:
                 self._number, self._kind = number, kind
                 self._vectors = b"".join(vector.tobytes() for vector in vectors)
                 self._n_vectors, self._size = len(vectors), vectors[0].size
-                late = max(_SOONEST, _USUAL_TIMES * self._usual)
-                self._coordinator = Coordinator(self._partitions, self._homes, late)
+                late = _USUAL_TIMES * self._usual or _SOONEST
+                self._coordinator = Coordinator(self._partitions, self._homes, late, _SOONEST)
                 self._totals = Totals(self._partitions)
                 self._handed = {}
                 self._changed.notify_all()
@@ -149,7 +149,7 @@ class Passes:
                     return Task("work", self._number, self._kind, tuple(numbers), vectors, n)
                 if now >= deadline:
                     return Task("wait")
-                self._changed.wait(self._until(deadline) - now)
+                self._changed.wait(self._until(deadline, now) - now)
 
     def bring(self, run: str, number: int, portions: Sequence[int], sums: Array) -> None:
         """Book results: ``sums`` has a row a portion of loss, weight and gradient.
@@ -209,12 +209,12 @@ class Passes:
             self._handed.setdefault(number, (now, len(numbers)))
         return numbers
 
-    def _until(self, deadline: float) -> float:
+    def _until(self, deadline: float, now: float) -> float:
         """When there may be something new without anybody saying so."""
         times = [deadline, self._rested + self._idle + 0.01]
         if self._coordinator is not None and not self._coordinator.done:
-            times = [deadline, self._coordinator.next_late() + 0.001]
-        return max(min(times), time.monotonic() + 0.001)
+            times = [deadline, self._coordinator.next_late(now) + 0.001]
+        return max(min(times), now + 0.001)
 
     def _learn(self, portions: Sequence[int]) -> None:
         """Remember how long a portion usually takes."""

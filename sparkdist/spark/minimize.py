@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -21,12 +22,14 @@ from sparkdist.result import Result
 from sparkdist.run import Run
 from sparkdist.spark.aggregate import AggregateEngine
 from sparkdist.spark.dataset import Dataset, as_dataset
-from sparkdist.spark.resident import ResidentEngine
+from sparkdist.spark.resident import ResidentEngine, what_speaks_against
 from sparkdist.spark.scoring import model_of
 from sparkdist.spark.sources import describe, refuse_connect
 from sparkdist.spark.stochastic import descend, find_problems_of_options
 
 __all__ = ["minimize"]
+
+logger = logging.getLogger(__name__)
 
 _ENGINES = {"aggregate": AggregateEngine, "resident": ResidentEngine}
 _TOL, _MAX_ITER = 1e-6, 1000
@@ -42,7 +45,7 @@ def minimize(
     bounds: BoundsLike | None = None,
     intercept: bool = False,
     unpenalized: Sequence[str] = (),
-    engine: str = "aggregate",
+    engine: str | ResidentEngine = "aggregate",
     deterministic: bool = False,
     tol: float = _TOL,
     max_iter: int = _MAX_ITER,
@@ -85,6 +88,8 @@ def minimize(
     engine
         ``aggregate``: one Spark job a pass.  ``resident``: one job whose workers stay, so that a
         pass costs a message to each and one back; they hold their task slots meanwhile.
+        ``auto``: resident where nothing speaks against it, else the log says what.  Or a
+        :class:`ResidentEngine` of this dataset, with options of its own.
     deterministic
         Sum in partition order: the same bits whatever the scheduling.
     tol
@@ -124,8 +129,7 @@ def minimize(
     if method in STOCHASTIC:
         exact = _given(tol, max_iter, bounds, deterministic and method != "sgd")
         problems += find_problems_of_options(method, options, exact)
-    if engine not in _ENGINES:
-        problems.append(f"there is no engine {engine!r}; there are {', '.join(_ENGINES)}")
+    problems += _engine_problems(engine, data)
     if not isinstance(data, Dataset | DataFrame | RDD):
         rule = "it must be a Dataset, a DataFrame or an RDD"
         problems.append(f"data is {describe(data)}; {rule}")
@@ -149,12 +153,31 @@ def minimize(
         if method in STOCHASTIC:
             return descend(method, problem, dataset, w0, callback, options, progress)
         dataset.refuse_labels(loss)
-        sums: Engine = _ENGINES[engine](dataset, deterministic=deterministic)
+        sums = _make_engine(engine, dataset, deterministic)
         with Progress(progress, f"sparkdist {method}") as bar:
             run = Run(sums, problem, began, bar.show, callback)
             result = run.solve(method, {"tol": tol, "max_iter": max_iter, **options})
     result.model = model_of(loss, result.x, dataset)
     return result
+
+
+def _engine_problems(engine: Any, data: Any) -> list[str]:
+    if isinstance(engine, ResidentEngine):
+        return [] if engine.dataset is data else ["the engine is one of another dataset"]
+    known = (*_ENGINES, "auto")
+    return (
+        [] if engine in known else [f"there is no engine {engine!r}; there are {', '.join(known)}"]
+    )
+
+
+def _make_engine(engine: str | ResidentEngine, dataset: Dataset, deterministic: bool) -> Engine:
+    if isinstance(engine, ResidentEngine):
+        return engine
+    if engine == "auto":
+        against = what_speaks_against(dataset.context)
+        engine = "aggregate" if against else "resident"
+        logger.info("engine: %s%s", engine, f", because {against}" if against else "")
+    return _ENGINES[engine](dataset, deterministic=deterministic)
 
 
 def _objective_or_problems(objective: Any, w0: Any) -> tuple[Objective | None, list[str]]:

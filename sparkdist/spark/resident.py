@@ -18,7 +18,7 @@ from contextlib import ExitStack
 from typing import Any, NamedTuple
 
 import numpy as np
-from pyspark import InheritableThread
+from pyspark import InheritableThread, SparkContext
 from pyspark.cloudpickle import dumps
 
 from sparkdist.blocks import Array, Block, Partial
@@ -36,7 +36,7 @@ from sparkdist.spark.residency import BlocksGone, Place, open_blocks
 from sparkdist.spark.transport import acknowledge_at_once
 from sparkdist.workers import resident
 
-__all__ = ["ResidentEngine"]
+__all__ = ["ResidentEngine", "what_speaks_against"]
 
 logger = logging.getLogger(__name__)
 
@@ -83,7 +83,7 @@ class ResidentEngine:
         idle: float = 5.0,
         patience: float = 120.0,
     ):
-        self._dataset = dataset
+        self.dataset = dataset
         if not isinstance(dataset.crew, _Crew):
             dataset.crew = _Crew(dataset, idle, patience)
         self._crew: _Crew = dataset.crew
@@ -107,9 +107,19 @@ class ResidentEngine:
         # Spark runs the tasks elsewhere than where the blocks are: they are ingested there.
         logger.warning("blocks are not where the workers are: this pass is a Spark job of its own")
         self._crew.release()
-        return getattr(AggregateEngine(self._dataset, deterministic=True), kind)(
-            objective, *vectors
-        )
+        return getattr(AggregateEngine(self.dataset, deterministic=True), kind)(objective, *vectors)
+
+
+def what_speaks_against(context: SparkContext) -> str | None:
+    """Say why workers that stay are not wise here, or None."""
+    conf = context.getConf()
+    if found := encryption_of(conf, driver_host(context)):
+        return f"{found[0]} is set, which does not cover the workers' port"
+    if str(conf.get("spark.dynamicAllocation.enabled", "false")).lower() in ("true", "1"):
+        return "executors come and go under dynamic allocation, and workers would hold them"
+    if context.statusTracker().getActiveJobsIds():
+        return "other jobs are running, for whose task slots the workers would wait"
+    return None
 
 
 class _Part(NamedTuple):
