@@ -7,12 +7,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import xxhash
-from flask import Flask, Response, request
+from flask import Flask, Response
 
 from sparkdist import wire
 from sparkdist.errors import BadGradient
 from sparkdist.server.incoming import (
     Budget,
+    Environ,
     count,
     identifier,
     number,
@@ -78,55 +79,55 @@ class Routes:
         """Keep the traceback of an exception for the driver."""
         self._store.fault = text
 
-    def healthz(self) -> Response:
+    def healthz(self, environ: Environ) -> Response:
         """Say that the process is alive; needs no token."""
         return as_json(200, {"alive": True})
 
-    def readyz(self) -> Response:
+    def readyz(self, environ: Environ) -> Response:
         """Say whether pushes are accepted, and checkpoints written."""
         ready = self._store.status()["ready"]
         return as_json(200 if ready else 503, {"ready": ready})
 
-    def metrics(self) -> Response:
+    def metrics(self, environ: Environ) -> Response:
         """Give the books to Prometheus."""
         text = exposition(self._store.status())
         return Response(text, content_type="text/plain; version=0.0.4; charset=utf-8")
 
-    def status(self) -> Response:
+    def status(self, environ: Environ) -> Response:
         """Give the books as JSON."""
         return as_json(200, self._store.status())
 
-    def model(self) -> Response:
+    def model(self, environ: Environ) -> Response:
         """Give the parameters to anybody with the token, at once."""
         version, w = self._store.parameters()
         return frame(200, [wire.encode({"version": version}, self._entries, [w])])
 
-    def join(self) -> Response:
+    def join(self, environ: Environ) -> Response:
         """Tell a worker at which clock it goes on."""
-        fields = read_fields(read_body(request.environ, _ROOM))
+        fields = read_fields(read_body(environ, _ROOM))
         return self._answer(self._store.join(*_worker(fields)))
 
-    def pull(self) -> Response:
+    def pull(self, environ: Environ) -> Response:
         """Give a worker the parameters when the policy lets it have them."""
-        fields = read_fields(read_body(request.environ, _ROOM))
+        fields = read_fields(read_body(environ, _ROOM))
         wait = min(number(fields, "wait", 0.0), LONGEST_WAIT)
         return self._answer(
             self._store.pull(identifier(fields, "run"), count(fields, "partition"), wait)
         )
 
-    def leave(self) -> Response:
+    def leave(self, environ: Environ) -> Response:
         """Stop waiting for a worker."""
-        fields = read_fields(read_body(request.environ, _ROOM))
+        fields = read_fields(read_body(environ, _ROOM))
         return self._answer(
             self._store.leave(identifier(fields, "run"), count(fields, "partition"))
         )
 
-    def push(self) -> Response:
+    def push(self, environ: Environ) -> Response:
         """Count a gradient once; the answer carries the next parameters if they are wanted."""
         limit = self._settings.body_limit
         with ExitStack() as room:
-            room.enter_context(self._budget.hold(request.environ, limit))
-            message = wire.decode(read_body(request.environ, limit))
+            room.enter_context(self._budget.hold(environ, limit))
+            message = wire.decode(read_body(environ, limit))
             if self._store.consistency.waits:
                 room.close()  # the round keeps it anyway, and the others' are to come
             return self._count(message)

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from flask import Response, request
+from flask import Response
 
 from sparkdist import wire
 from sparkdist.errors import DecodeError
-from sparkdist.server.incoming import count, identifier, number, read_body, read_fields
+from sparkdist.server.incoming import Environ, count, identifier, number, read_body, read_fields
 from sparkdist.server.passes import Passes, Task
 from sparkdist.server.setup import Service
 from sparkdist.server.web import as_json, frame, make_app
@@ -72,21 +72,21 @@ class _Routes:
         """Keep the traceback of an exception for the driver."""
         self._passes.fault = text
 
-    def healthz(self) -> Response:
+    def healthz(self, environ: Environ) -> Response:
         """Say that the process is alive; needs no token."""
         return as_json(200, {"alive": True})
 
-    def status(self) -> Response:
+    def status(self, environ: Environ) -> Response:
         """Give the counts as JSON."""
         return as_json(200, self._passes.status())
 
-    def work(self) -> Response:
+    def work(self, environ: Environ) -> Response:
         """Give a worker portions, with the vectors of the pass if it has not seen them."""
-        return self._work(*_question(read_fields(read_body(request.environ, _ROOM))))
+        return self._work(*_question(read_fields(read_body(environ, _ROOM))))
 
-    def bring(self) -> Response:
+    def bring(self, environ: Environ) -> Response:
         """Take a worker's sums, and give it the next portions in the same round trip."""
-        message = wire.decode(read_body(request.environ, self._passes.longest + _ROOM))
+        message = wire.decode(read_body(environ, self._passes.longest + _ROOM))
         fields, portions = message.fields, _numbers(message.fields, "portions")
         question = _question(fields)  # may refuse, and then nothing is to be booked
         sums = message.arrays().get("sums")
@@ -95,9 +95,9 @@ class _Routes:
         self._passes.bring(identifier(fields, "run"), count(fields, "pass"), portions, sums)
         return self._work(*question)
 
-    def miss(self) -> Response:
+    def miss(self, environ: Environ) -> Response:
         """Hear that blocks are not where their worker is."""
-        fields = read_fields(read_body(request.environ, _ROOM))
+        fields = read_fields(read_body(environ, _ROOM))
         self._passes.miss(identifier(fields, "run"), _numbers(fields, "partitions"))
         return frame(200, wire.pieces({"status": "ok", "pass": 0, "kind": "", "portions": ""}))
 

@@ -6,7 +6,7 @@ import json
 import logging
 import secrets
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 from flask import Flask, Request, Response, request
@@ -21,15 +21,36 @@ __all__ = ["View", "as_json", "frame", "make_app"]
 
 logger = logging.getLogger(__name__)
 
+#: What an exception says of a request.
+_MEANINGS: dict[type[Exception], tuple[int, str]] = {
+    DecodeError: (400, "frame"),
+    StaleRun: (409, "run"),
+    BadGradient: (422, "gradient"),
+    CheckpointError: (507, "checkpoint"),
+}
 #: Bytes from which a copy costs more than one more message to the thread that writes.
 _WORTH_TWO_WRITES = 256 << 10
 
 
-View: TypeAlias = Callable[[], Response]
+#: A view gets what the WSGI server says of the request, and returns the answer or raises.
+View: TypeAlias = Callable[[Environ], Response]
 
 
 class _Lean(Flask):
-    """Flask without what these routes do not use: 30 us of a short request, of 110."""
+    """Flask, but for the routes of the workers: their requests go straight to their views.
+
+    Flask's contexts, matching and signals take half of the time of a short request; what these
+    routes need of them, the guards and the answers to errors, they get here as well.
+    """
+
+    short_cuts: dict[str, View]
+
+    def wsgi_app(self, environ: Environ, start_response: Any) -> Any:
+        """Answer a request."""
+        view = self.short_cuts.get(environ["PATH_INFO"])
+        if view is None or environ["REQUEST_METHOD"] != "POST":
+            return super().wsgi_app(environ, start_response)
+        return view(environ)(environ, start_response)
 
     def ensure_sync(self, func: Callable[..., Any]) -> Callable[..., Any]:
         """Return a view as it is: none is a coroutine."""
@@ -48,8 +69,8 @@ class _Lean(Flask):
 def make_app(
     token: str,
     hosts: frozenset[str],
-    get: dict[str, View],
-    post: dict[str, View],
+    get: Mapping[str, View],
+    post: Mapping[str, View],
     tell_fault: Callable[[str], None],
 ) -> Flask:
     """Make the WSGI application of some views.
@@ -65,22 +86,65 @@ def make_app(
     tell_fault
         Told the traceback of an exception that is nobody's but ours, or the user's descent's.
     """
-    app = _Lean("sparkdist.server", static_folder=None)
+    app, gate = _Lean("sparkdist.server", static_folder=None), _Gate(token, hosts, tell_fault)
     app.config.update(DEBUG=False, TESTING=False, PROPAGATE_EXCEPTIONS=False)
-    authorization = f"Bearer {token}".encode()
-
-    @app.before_request
-    def guard() -> None:
-        """Refuse web pages, and everybody without the token, before a body is read."""
-        refuse_web_pages(request.environ, hosts)
-        if request.endpoint != "/healthz":
-            refuse_wrong_token(request.environ, authorization)
-
     for method, views in (("GET", get), ("POST", post)):
         for rule, view in views.items():
-            app.add_url_rule(rule, rule, view, methods=[method], provide_automatic_options=False)
-    _answer_errors(app, tell_fault)
+            app.add_url_rule(
+                rule, rule, _in_flask(view), methods=[method], provide_automatic_options=False
+            )
+    app.short_cuts = {rule: gate.shield(rule, view) for rule, view in post.items()}
+    app.before_request(lambda: gate.refuse(request.environ, request.endpoint))
+    app.register_error_handler(Exception, lambda error: gate.explain(error, request.environ))
     return app
+
+
+def _in_flask(view: View) -> Callable[[], Response]:
+    return lambda: view(request.environ)
+
+
+class _Gate:
+    """What stands before every view, and what becomes of its exceptions."""
+
+    def __init__(self, token: str, hosts: frozenset[str], tell_fault: Callable[[str], None]):
+        self._authorization, self._hosts = f"Bearer {token}".encode(), hosts
+        self._tell_fault = tell_fault
+
+    def refuse(self, environ: Environ, rule: str | None) -> None:
+        """Refuse web pages, and everybody without the token, before a body is read."""
+        refuse_web_pages(environ, self._hosts)
+        if rule != "/healthz":
+            refuse_wrong_token(environ, self._authorization)
+
+    def shield(self, rule: str, view: View) -> View:
+        """Put the gate before a view that Flask does not call."""
+
+        def shielded(environ: Environ) -> Response:
+            try:
+                self.refuse(environ, rule)
+                return view(environ)
+            except Exception as error:
+                return self.explain(error, environ)
+
+        return shielded
+
+    def explain(self, error: Exception, environ: Environ) -> Response:
+        """Answer an exception: what is wrong with a request, or an id of our own fault."""
+        if isinstance(error, Refusal):
+            said = as_json(error.status, {"error": error.error, "message": error.message})
+            if error.status == 503:
+                said.headers["Retry-After"] = "1"
+            return said
+        if isinstance(error, HTTPException):
+            return as_json(error.code or 500, {"error": "http", "message": error.name})
+        for kind, (status, name) in _MEANINGS.items():
+            if isinstance(error, kind):
+                return as_json(status, {"error": name, "message": str(error)})
+        mark = secrets.token_hex(4)
+        logger.error("error %s while answering %s", mark, environ["PATH_INFO"], exc_info=error)
+        lines = traceback.format_exception(type(error), error, error.__traceback__)
+        self._tell_fault(f"error {mark} on the model server:\n{''.join(lines)}")
+        return as_json(500, {"error": "fault", "message": f"an error on the server, id {mark}"})
 
 
 class _Frame(Response):
@@ -106,34 +170,3 @@ def frame(status: int, pieces: Sequence[Any]) -> Response:
 def as_json(status: int, content: dict[str, Any]) -> Response:
     """Answer with JSON."""
     return Response(json.dumps(content), status, content_type="application/json")
-
-
-def _answer_errors(app: Flask, tell: Callable[[str], None]) -> None:
-    """Answer every exception with JSON: what is wrong with a request, or an id of our own fault."""
-
-    def plain(status: int, error: str) -> Callable[[Exception], Response]:
-        return lambda exception: as_json(status, {"error": error, "message": str(exception)})
-
-    app.register_error_handler(DecodeError, plain(400, "frame"))
-    app.register_error_handler(StaleRun, plain(409, "run"))
-    app.register_error_handler(BadGradient, plain(422, "gradient"))
-    app.register_error_handler(CheckpointError, plain(507, "checkpoint"))
-
-    @app.errorhandler(Refusal)
-    def refuse(refusal: Refusal) -> Response:
-        said = as_json(refusal.status, {"error": refusal.error, "message": refusal.message})
-        if refusal.status == 503:
-            said.headers["Retry-After"] = "1"
-        return said
-
-    @app.errorhandler(HTTPException)
-    def http(error: HTTPException) -> Response:
-        return as_json(error.code or 500, {"error": "http", "message": error.name})
-
-    @app.errorhandler(Exception)
-    def fault(error: Exception) -> Response:
-        mark = secrets.token_hex(4)
-        logger.exception("error %s while answering %s", mark, request.path)
-        lines = traceback.format_exception(type(error), error, error.__traceback__)
-        tell(f"error {mark} on the model server:\n{''.join(lines)}")
-        return as_json(500, {"error": "fault", "message": f"an error on the server, id {mark}"})
