@@ -180,10 +180,10 @@ class Watching(HttpClient):
         self.durable = max(self.durable, message.fields["durable"])
         return super()._understand(message)
 
-    def _once(self, what: str, frame: bytes, deadline: float):
+    def _once(self, *arguments: Any):
         if self._served.supervisor.died is not None:
             raise ServerUnavailable("it is dead")
-        return super()._once(what, frame, deadline)
+        return super()._once(*arguments)
 
 
 def push_until_it_dies(

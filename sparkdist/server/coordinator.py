@@ -132,9 +132,7 @@ class Coordinator:
         """Another copy of what is late, or of what only the dead work at; the first due first."""
         for number, work in sorted(self._busy.items(), key=lambda item: item[1].due):
             wanted = work.due <= now or work.workers <= self._dead
-            if not wanted or worker in work.workers:
-                continue
-            if self._is_at(self._partitions[number], place):
+            if wanted and self._is_at(self._partitions[number], place):
                 work.workers.add(worker)
                 work.due = self._due(1, now)
                 return [number]

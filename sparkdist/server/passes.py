@@ -163,7 +163,8 @@ class Passes:
         """
         with self._changed:
             self._refuse_stale(run)
-            if number != self._number or self._coordinator is None or self._totals is None:
+            coordinator = self._coordinator if number == self._number else None
+            if coordinator is None or coordinator.done or self._totals is None:
                 self.counts["duplicates"] += len(portions)
                 return
             if sums.shape != (len(portions), self._size + 2):
@@ -171,11 +172,11 @@ class Passes:
                 raise DecodeError(f"the sums have shape {sums.shape}; the pass needs {expected}")
             self._learn(portions)
             for portion, row in zip(portions, sums, strict=True):
-                fresh = self._coordinator.accept(portion)
+                fresh = coordinator.accept(portion)
                 self.counts["results" if fresh else "duplicates"] += 1
                 if fresh:
                     self._totals.add(portion, Partial(float(row[0]), row[2:], float(row[1])))
-            if self._coordinator.done:
+            if coordinator.done:
                 self.counts["passes"] += 1
                 self._rested = time.monotonic()
                 self._changed.notify_all()
