@@ -61,7 +61,8 @@ class Model:
             only its author knows how it predicts.
         """
         self.require_known_loss()
-        X = csr_array(X) if issparse(X) else np.asarray(X, dtype=np.float64)
+        kind = np.float64  # of X too, or the objective would multiply in float32
+        X = csr_array(X, dtype=kind) if issparse(X) else np.asarray(X, dtype=kind)
         if X.ndim != 2 or X.shape[1] != self.n_features:
             problem = f"X must have shape (n, {self.n_features}); it has {X.shape}"
             raise InvalidCall("predict", [problem])

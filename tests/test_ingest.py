@@ -115,7 +115,7 @@ def test_the_handle_sums_up_the_partition(folder):
         Block(np.ones((3, 3)), np.array([2.0, 0.0, 1.0]), np.array([1.0, 0.5, 0.0])),
     ]
     handle = keep(iter(chunks), "data", 7)
-    assert handle == (("data", 7, str(folder)), 5, 3, 3.5, False, (0.0, 1.0, 2.0), None)
+    assert handle == (("data", 7, str(folder)), 2, 5, 3, 3.5, False, (0.0, 1.0, 2.0), None)
 
 
 def test_weights_are_units_only_if_all_are():
@@ -140,13 +140,13 @@ def test_labels_are_counted_over_all_chunks():
 @pytest.mark.parametrize("chunks", [[], [rows(0)]], ids=["no chunk", "no row"])
 def test_an_empty_partition_is_no_problem(folder, chunks):
     handle = keep(chunks, "data", 2)
-    assert handle == (("data", 2, str(folder)), 0, None, 0.0, True, (), None)
+    assert handle == (("data", 2, str(folder)), 0, 0, None, 0.0, True, (), None)
     assert kept(handle) == []
 
 
 def test_a_handle_survives_json():
     handle = keep([random_block(5, 3, seed=0)], "data", 1)
-    assert json.loads(json.dumps(handle)) == [list(handle[0]), *handle[1:5], [0, 1], None]
+    assert json.loads(json.dumps(handle)) == [list(handle[0]), *handle[1:6], [0, 1], None]
 
 
 # --- bad rows -------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from abc import ABC, abstractmethod
 from typing import ClassVar
 
@@ -9,6 +10,7 @@ import numpy as np
 
 from sparkdist.blocks import Array, Block, Matrix, Partial
 from sparkdist.layout import Layout, Model
+from sparkdist.objectives._precision import in_precision_of
 
 __all__ = ["MarginLoss", "Objective"]
 
@@ -23,6 +25,10 @@ class Objective(ABC):
     its own instead, whose flat vector w is.  Everything that is returned is a sum over the
     block's rows, each row times its weight; nothing is divided and nothing is penalised here.
     Inputs are never written to.  Two objectives of one class with equal parameters are equal.
+
+    Where X is of float32, the built-in losses multiply with it in float32, w being rounded to
+    float32 for that; losses, their derivatives and all results are of float64 nevertheless.
+    MLP computes in the dtype of w, whatever that of X, and a UserLoss as its function does.
     """
 
     #: The gradient exists everywhere.  Hinge says False.
@@ -135,12 +141,12 @@ class MarginLoss(Objective):
     def scores(self, w: Array, X: Matrix) -> Array:
         """Return the margins x @ w + intercept, shape (n,)."""
         d = X.shape[1]
-        m = X @ w[:d]
+        m = in_precision_of(X, w[:d], operator.matmul)
         return m + w[d] if w.size > d else m
 
 
 def _gather(X: Matrix, r: Array, size: int) -> Array:
     """X' r, with the sum of r behind it when w has an intercept."""
     # A CSR matrix transposes into CSC over the same arrays: 13 microseconds, no copy.
-    grad = X.T @ r
+    grad = in_precision_of(X.T, r, operator.matmul)
     return np.append(grad, r.sum()) if size > X.shape[1] else grad

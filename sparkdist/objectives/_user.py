@@ -25,7 +25,9 @@ class UserLoss(Objective):
 
     ``w`` arrives as the model that ``layout`` describes, an array or a dict of named arrays,
     and ``grad_sum`` has the same structure.  Both results are sums over the rows, not means.
-    ``w`` is read-only; ``X`` has shape (n, d), dense or CSR, and ``y`` has shape (n,).
+    ``w`` is read-only; ``X`` has shape (n, d), dense or CSR, and ``y`` has shape (n,).  X comes
+    in the dtype of the dataset; with float32, NumPy makes a float64 copy for each ``X @ w``,
+    unless the function casts w: ``X @ w.astype(X.dtype)``.
 
     A function with a fourth parameter, ``f(w, X, y, weight)``, gets the weights of the rows,
     shape (n,), and has to multiply them in; ``takes_weight`` says which of the two it is.  A

@@ -13,6 +13,7 @@ from sparkdist.blocks import Array, Block, Matrix, Partial
 from sparkdist.errors import InvalidCall
 from sparkdist.objectives._base import Objective
 from sparkdist.objectives._cross_entropy import cross_entropy, cross_entropy_curvature
+from sparkdist.objectives._precision import in_precision_of
 
 __all__ = ["Softmax"]
 
@@ -94,20 +95,30 @@ class Softmax(Objective):
         """Scores in a new array of shape (K, n), which the caller may overwrite."""
         split = self.size(X.shape[1])
         W, b = w[:split].reshape(-1, self.n_classes), w[split:]
-        by_row = np.empty((X.shape[0], self.n_classes))
-        for rows, strip in _strips(X, self.n_classes):
-            by_row[rows] = strip @ W
-        S = np.ascontiguousarray(by_row.T)
+        S = np.ascontiguousarray(in_precision_of(X, W, _by_row).T)
         return S + b[:, np.newaxis] if b.size else S
 
 
 def _gather(X: Matrix, R: Array, size: int) -> Array:
     """X' R' flattened, for R of shape (K, n); behind it R's sums when w has intercepts."""
-    by_class = np.zeros((len(R), X.shape[1]))
-    for rows, strip in _strips(X, len(R)):
-        by_class += R[:, rows] @ strip
-    grad = by_class.T.ravel()
+    grad = in_precision_of(X, R, _by_class).T.ravel()
     return np.append(grad, R.sum(axis=1)) if size > grad.size else grad
+
+
+def _by_row(X: Matrix, W: Array) -> Array:
+    """X W, shape (n, K)."""
+    product = np.empty((X.shape[0], W.shape[1]), np.result_type(X.dtype, W.dtype))
+    for rows, strip in _strips(X, W.shape[1]):
+        product[rows] = strip @ W
+    return product
+
+
+def _by_class(X: Matrix, R: Array) -> Array:
+    """R X, shape (K, d)."""
+    product = np.zeros((len(R), X.shape[1]), np.result_type(X.dtype, R.dtype))
+    for rows, strip in _strips(X, len(R)):
+        product += R[:, rows] @ strip
+    return product
 
 
 def _strips(X: Matrix, n_classes: int) -> list[tuple[slice, Matrix]]:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import DTypeLike
 from scipy.sparse import csr_array, issparse
 
 from sparkdist.blocks import Array, Block, Matrix
@@ -24,12 +25,13 @@ class _Row(NamedTuple):
     weight: float
 
 
-def blocks_of_elements(elements: Iterable[Any]) -> Iterator[Block]:
+def blocks_of_elements(elements: Iterable[Any], dtype: DTypeLike = np.float64) -> Iterator[Block]:
     """Give blocks for elements that are rows or ready blocks.
 
     A row is ``(x, y)``, ``(x, y, weight)`` or a ``LabeledPoint``; x is a sequence of numbers, a
     Spark vector or a sparse row of SciPy.  A ready block is ``(X, y)`` or ``(X, y, weight)``
-    with X of shape (n, d), an array or any SciPy sparse matrix.
+    with X of shape (n, d), an array or any SciPy sparse matrix.  Rows become blocks that are
+    about as large as they should be in ``dtype``, but of float64; a block keeps its float32.
 
     Raises
     ------
@@ -37,11 +39,11 @@ def blocks_of_elements(elements: Iterable[Any]) -> Iterator[Block]:
         For an element that is none of these, and for rows of different length.
     """
     pending: list[_Row] = []
-    n_bytes = 0
+    n_bytes, enough = 0, BLOCK_BYTES * 8 // np.dtype(dtype).itemsize
     for element in elements:
         x, y, weight = _parts(element, len(pending))
         ready = np.ndim(y) == 1
-        if ready or n_bytes >= BLOCK_BYTES:
+        if ready or n_bytes >= enough:
             yield from _flush(pending)
             pending, n_bytes = [], 0
         if ready:
@@ -68,8 +70,10 @@ def _parts(element: Any, row: int) -> tuple[Any, Any, Any]:
 
 
 def _ready(X: Any, y: Any, weight: Any) -> Block:
+    # A pandas DataFrame has no dtype of its own.
+    kind = np.float32 if getattr(X, "dtype", None) == np.float32 else np.float64
     try:
-        X = csr_array(X, dtype=np.float64) if issparse(X) else np.asarray(X, dtype=np.float64)
+        X = csr_array(X, dtype=kind) if issparse(X) else np.asarray(X, dtype=kind)
         y, weight = np.asarray(y, dtype=np.float64), np.asarray(weight, dtype=np.float64)
     except (TypeError, ValueError) as error:
         raise BadRow(0, f"a block has arrays that are not numbers ({error})") from None

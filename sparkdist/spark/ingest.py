@@ -10,9 +10,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import DTypeLike
 
 from sparkdist.blocks import Block, Matrix
 from sparkdist.spark.residency import BlockFile, Place
@@ -71,15 +72,20 @@ class _Tally:
             self.labels = merged if len(merged) <= MAX_LABELS else None
 
 
-def keep(chunks: Iterable[Block], dataset: str, partition: int) -> Handle:
-    """Check the chunks of a partition and write them as blocks of about ``BLOCK_BYTES``."""
+def keep(
+    chunks: Iterable[Block], dataset: str, partition: int, dtype: DTypeLike = np.float64
+) -> Handle:
+    """Check the chunks of a partition and write them as blocks of about ``BLOCK_BYTES``.
+
+    The features are written in ``dtype``, labels and weights as they are: in float64.
+    """
     tally, problem, rest = _Tally(), None, iter(chunks)
     file = BlockFile(dataset, partition)
     try:
         with file:
             for chunk in rest:
                 _check(chunk, tally.n_features)
-                for block in _cut(chunk):
+                for block in _cut(chunk, np.dtype(dtype)):
                     file.append(block)
                     tally.add(block)
     except BadRow as bad:
@@ -126,11 +132,12 @@ def _first_not_finite(values: Matrix) -> int | None:
     return int(np.searchsorted(values.indptr, bad[0], side="right")) - 1
 
 
-def _cut(chunk: Block) -> Iterator[Block]:
-    """Cut rows into equal blocks of at most about ``BLOCK_BYTES``."""
+def _cut(chunk: Block, dtype: np.dtype[Any]) -> Iterator[Block]:
+    """Cut rows into equal blocks of at most about ``BLOCK_BYTES``, with features of a dtype."""
     X, y, weight = chunk
     n_rows = len(y)
-    n_bytes = X.nbytes if isinstance(X, np.ndarray) else X.data.nbytes + X.indices.nbytes
+    n_values, n_bytes = (X.size, 0) if isinstance(X, np.ndarray) else (X.nnz, X.indices.nbytes)
+    n_bytes += n_values * dtype.itemsize
     # Each sparse block adds a dense gradient of d: with d = 5 million, small ones took 0.7 s, and
     # one of as many bytes as the gradient 0.06 s.
     d = 0 if isinstance(X, np.ndarray) else X.shape[1]
@@ -138,4 +145,14 @@ def _cut(chunk: Block) -> Iterator[Block]:
     n_blocks = min(n_rows, max(1, -(-n_bytes // by_bytes), -(-n_rows // by_rows)))
     edges = np.linspace(0, n_rows, n_blocks + 1).astype(int) if n_rows else [0]
     for start, stop in zip(edges[:-1], edges[1:], strict=True):
-        yield Block(X[start:stop], y[start:stop], weight[start:stop])
+        yield Block(_converted(X[start:stop], dtype), y[start:stop], weight[start:stop])
+
+
+def _converted(X: Matrix, dtype: np.dtype[Any]) -> Matrix:
+    """Features in a dtype; BadRow, counted in these rows, for the first that it cannot hold."""
+    with np.errstate(over="ignore"):
+        found = X.astype(dtype, copy=False)
+    row = _first_not_finite(found) if found.dtype.itemsize < X.dtype.itemsize else None
+    if row is not None:
+        raise BadRow(row, f"a feature is too large for {dtype}: above 3.4e38 in magnitude")
+    return found

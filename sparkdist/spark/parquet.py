@@ -63,8 +63,11 @@ def plan(
     label: str,
     weight: str | None,
     n_partitions: int,
+    problems: Sequence[str] = (),
 ) -> tuple[ParquetReader, list[list[Split]]]:
     """Look at the files' footers and deal their row groups out to partitions, in order.
+
+    ``problems`` are what is known to be wrong with the call.
 
     Raises
     ------
@@ -74,8 +77,7 @@ def plan(
         If there are no rows.
     """
     if n_partitions < 1:
-        problem = f"n_partitions must be at least 1; it is {n_partitions}"
-        raise InvalidCall("from_parquet", [problem])
+        problems = [*problems, f"n_partitions must be at least 1; it is {n_partitions}"]
     # On the driver alone: it brings pandas, for which a worker would wait 0.3 s.
     import pyarrow.dataset
 
@@ -88,10 +90,12 @@ def plan(
             if group.num_rows
         ]
     except (OSError, pa.ArrowInvalid) as error:
-        raise InvalidCall("from_parquet", [f"cannot read {path!r} as Parquet: {error}"]) from error
+        problems = [*problems, f"cannot read {path!r} as Parquet: {error}"]
+        raise InvalidCall("from_parquet", problems) from error
     if not files:
-        raise InvalidCall("from_parquet", [f"there are no Parquet files in {path!r}"])
-    reader, *others = (_reader(file, features, label, weight) for file in files)
+        problems = [*problems, f"there are no Parquet files in {path!r}"]
+        raise InvalidCall("from_parquet", problems)
+    reader, *others = (_reader(file, features, label, weight, problems) for file in files)
     for file, other in zip(files[1:], others, strict=True):
         if other != reader:
             problem = f"{file.path}: column {features!r} is of another type than in {files[0].path}"
@@ -117,6 +121,7 @@ def _reader(
     features: str | Sequence[str],
     label: str,
     weight: str | None,
+    known: Sequence[str],
 ) -> ParquetReader:
     schema = file.physical_schema
     names = [features] if isinstance(features, str) else list(features)
@@ -134,8 +139,9 @@ def _reader(
         if name in schema.names and not _is_number(schema.field(name).type)
     ]
     kind = _kind(schema, features, problems)
-    if problems:
-        raise InvalidCall("from_parquet", [f"{problem} ({file.path})" for problem in problems])
+    if problems or known:
+        here = [f"{problem} ({file.path})" for problem in problems]
+        raise InvalidCall("from_parquet", [*known, *here])
     n_columns = len(_VECTOR_FIELDS) if kind == "vector" else len(names)
     return ParquetReader((*names, *scalars), Columns(kind, n_columns, weight is not None))
 

@@ -24,6 +24,7 @@ from sparkdist.spark.residency import Place
 
 __all__ = [
     "describe",
+    "find_dtype",
     "handles_of_dataframe",
     "leaks",
     "parallelize",
@@ -47,22 +48,34 @@ def refuse_connect(source: Any) -> None:
         )
 
 
-def refuse_not_rdd(rdd: Any) -> None:
-    """Raise InvalidCall for what is not an RDD."""
+def find_dtype(dtype: Any, problems: list[str]) -> np.dtype[Any]:
+    """Return float32 or float64; what is neither is added to ``problems``."""
+    # By name, because np.dtype() makes float64 of None.  A dtype has a name, np.float32 a __name__.
+    name = getattr(dtype, "name", getattr(dtype, "__name__", dtype))
+    if not isinstance(name, str) or name not in ("float64", "float32"):
+        problems.append(f"dtype must be 'float64' or 'float32'; it is {dtype!r}")
+        name = "float64"
+    return np.dtype(name)
+
+
+def refuse_not_rdd(rdd: Any, problems: Sequence[str] = ()) -> None:
+    """Raise InvalidCall for what is not an RDD, and for what else is wrong with the call."""
     refuse_connect(rdd)
     if not isinstance(rdd, RDD):
         problem = (
             f"an RDD is needed, not a {type(rdd).__name__}; for a DataFrame use from_dataframe"
         )
-        raise InvalidCall("from_rdd", [problem])
+        problems = [problem, *problems]
+    if problems:
+        raise InvalidCall("from_rdd", problems)
 
 
-def refuse_not_dataframe(df: Any) -> None:
-    """Raise InvalidCall for what is not a DataFrame of Spark."""
+def refuse_not_dataframe(df: Any, problems: Sequence[str] = ()) -> None:
+    """Raise InvalidCall for what is not a DataFrame of Spark, with the other ``problems``."""
     refuse_connect(df)
     if not isinstance(df, DataFrame):
         problem = f"a DataFrame of Spark is needed, not {describe(df)}"
-        raise InvalidCall("from_dataframe", [problem])
+        raise InvalidCall("from_dataframe", [problem, *problems])
 
 
 def describe(data: Any) -> str:
@@ -74,15 +87,19 @@ def describe(data: Any) -> str:
 
 
 def plan_columns(
-    caller: str, df: DataFrame, features: str | Sequence[str], scalars: Sequence[str]
+    caller: str,
+    df: DataFrame,
+    features: str | Sequence[str],
+    scalars: Sequence[str],
+    problems: Sequence[str] = (),
 ) -> tuple[list[Column], Columns]:
     """Columns that hold features and scalars flat and each of one type, and how to read them.
 
-    ``scalars`` are the label, and perhaps the weight.
+    ``scalars`` are the label, and perhaps the weight; ``problems`` what is known to be wrong.
     """
     names = [features] if isinstance(features, str) else list(features)
     types = {field.name: field.dataType for field in df.schema}
-    problems = [] if names else ["the list of feature columns is empty"]
+    problems = [*problems, *([] if names else ["the list of feature columns is empty"])]
     problems += leaks(names, scalars)
     problems += _missing(df, [*names, *scalars]) + _not_numeric("column", scalars, types)
     kind = _kind(features, types, problems)
@@ -154,14 +171,14 @@ def _column(name: str) -> Column:
 
 
 def handles_of_dataframe(
-    df: DataFrame, columns: Sequence[Column], plan: Columns, name: str
+    df: DataFrame, columns: Sequence[Column], plan: Columns, name: str, dtype: np.dtype[Any]
 ) -> RDD[Handle]:
     """Ingest the batches of each partition, and give its handle."""
 
     def ingest(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         context = TaskContext.get()
         assert context is not None
-        handle = keep(plan.blocks(batches), name, context.partitionId())
+        handle = keep(plan.blocks(batches), name, context.partitionId(), dtype)
         yield pa.RecordBatch.from_pydict({"handle": [json.dumps(handle)]})
 
     flat = df.select(*(column.alias(f"c{i}") for i, column in enumerate(columns)))
@@ -175,10 +192,19 @@ def _handle_of_row(row: Any) -> Handle:
 
 
 def read_libsvm(
-    spark: SparkSession, path: str, n_features: int | None, n_partitions: int | None = None
+    spark: SparkSession,
+    path: str,
+    n_features: int | None,
+    n_partitions: int | None = None,
+    problems: Sequence[str] = (),
 ) -> DataFrame:
-    """Read LIBSVM text with Spark's own reader: columns label and features."""
+    """Read LIBSVM text with Spark's own reader, unless there are ``problems``.
+
+    The columns are label and features.
+    """
     refuse_connect(spark)
+    if problems:
+        raise InvalidCall("from_libsvm", problems)
     reader = spark.read.format("libsvm")
     if n_features is not None:
         reader = reader.option("numFeatures", n_features)
@@ -188,15 +214,24 @@ def read_libsvm(
 
 
 def parallelize(
-    spark: SparkSession, X: Matrix, y: ArrayLike, weight: ArrayLike | None, n_partitions: int | None
+    spark: SparkSession,
+    X: Matrix,
+    y: ArrayLike,
+    weight: ArrayLike | None,
+    n_partitions: int | None,
+    problems: Sequence[str] = (),
 ) -> RDD[Block]:
-    """Deal the rows of arrays out to partitions, in order; a partition may stay empty."""
+    """Deal the rows of arrays out to partitions, in order; a partition may stay empty.
+
+    ``problems`` are what is known to be wrong with the call.  Float32 travels as it is.
+    """
     refuse_connect(spark)
     context = spark.sparkContext
-    X = csr_array(X) if issparse(X) else np.asarray(X, dtype=np.float64)
+    kind = np.float32 if getattr(X, "dtype", None) == np.float32 else np.float64
+    X = csr_array(X) if issparse(X) else np.asarray(X, dtype=kind)
     y = np.asarray(y, dtype=np.float64)
     weight = np.ones(y.shape) if weight is None else np.asarray(weight, dtype=np.float64)
-    problems = []
+    problems = list(problems)
     if X.ndim != 2 or y.ndim != 1 or X.shape[0] != len(y):
         problems.append(f"X must be (n, d) and y (n,); they are {X.shape} and {y.shape}")
     if weight.shape != y.shape:
@@ -206,7 +241,8 @@ def parallelize(
     if problems:
         raise InvalidCall("from_arrays", problems)
     n = n_partitions or context.defaultParallelism
-    n_bytes = X.data.nbytes if issparse(X) else X.nbytes
+    # Of float64: how rows are cut does not depend on how they come, nor do then sums.
+    n_bytes = X.data.nbytes if issparse(X) else 8 * X.size
     # The same number of pieces for each partition, because parallelize deals out elements.
     pieces = n * (n_bytes // (n * _PIECE_BYTES) + 1)
     edges = np.linspace(0, len(y), pieces + 1).astype(int)
