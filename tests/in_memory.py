@@ -17,6 +17,8 @@ class InMemory:
     def __init__(self, *blocks: Block):
         self.blocks, self.passes = blocks, 0
 
+    single_precision = False
+
     def value_and_grad(self, objective: Objective, w: Array) -> Partial:
         self.passes += 1
         parts = (objective.value_and_grad(w, block) for block in self.blocks)

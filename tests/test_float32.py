@@ -434,3 +434,16 @@ def test_a_partial_of_float32_blocks_is_summed_in_float64(spark):
 
         total = sum(data.visit(gradients), Partial.nothing())
     assert total.grad.tolist() == [2.0**24 + 1]
+
+
+@pytest.mark.spark
+def test_at_the_optimum_of_float32_data_lbfgs_says_that_it_has_come_there(
+    spark: SparkSession,
+) -> None:
+    # The objective carries some 1e-9 of noise: a line search in double precision would give up.
+    random = np.random.default_rng(0)
+    X = random.normal(size=(20_000, 50))
+    y = (X @ random.normal(size=50) + random.logistic(size=20_000) > 0).astype(float)
+    with Dataset.from_arrays(spark, X, y, dtype="float32", n_partitions=2) as data:
+        result = minimize("logistic", data, penalty=L2(1e-2), progress=False)
+    assert result.success, result.message

@@ -30,7 +30,7 @@ ValueAndGrad: TypeAlias = Callable[[Array], tuple[float, Array]]
 #: Sees the state after each iteration; raises StopIteration to end the run.
 Callback: TypeAlias = Callable[[OptimizeResult], object]
 
-#: A relative change of the objective that may be rounding alone.
+#: A relative change of the objective that may be rounding alone, unless ``fun.noise`` says more.
 NOISE = 10 * float(np.finfo(np.float64).eps)
 #: So many iterations within NOISE and without a smaller gradient are the end.
 PATIENCE = 10
@@ -42,7 +42,7 @@ class End(Enum):
     """How a run ends: SciPy's status code, and a sentence for the user."""
 
     CONVERGED = 0, "converged"
-    NOISE_FLOOR = 0, "converged to double precision: steps change the objective by rounding only"
+    NOISE_FLOOR = 0, "converged to working precision: steps change the objective by rounding only"
     MAX_ITER = 1, "max_iter was reached first: raise it, loosen tol, or try another solver"
     NO_PROGRESS = (
         2,
@@ -74,7 +74,7 @@ class Run:
     Conventions
     -----------
     A run converges where ``max |slope| <= tol``; with bounds, of the projected slope.  That the
-    objective changes by no more than rounding, ``NOISE * |F|``, says nothing by itself: a short
+    objective changes by no more than rounding, ``noise * |F|``, says nothing by itself: a short
     step does that far from any optimum, and near it the gradient goes on shrinking when F has
     stopped.  It counts where the solver scales its steps by curvature, so that a full step has
     been tried, and only after ``patience`` iterations that left the gradient as it was.
@@ -96,6 +96,7 @@ class Run:
     ):
         self._fun, self._callback, self._project = fun, callback, project
         self._tol, self._max_iter, self._patience = tol, max_iter, patience
+        self._noise = getattr(fun, "noise", NOISE)
         self.nfev = self.nit = self._stalled = 0
         self._smallest = np.inf
         w = np.array(w0, dtype=np.float64)
@@ -119,7 +120,7 @@ class Run:
     @property
     def noise(self) -> float:
         """A change of the objective that may be rounding alone."""
-        return NOISE * abs(self.point.F)
+        return self._noise * abs(self.point.F)
 
     def slack(self, promised: float) -> float:
         """By how much a trial may miss the decrease asked of it: nothing, or rounding.
@@ -145,7 +146,7 @@ class Run:
         if not np.isfinite(point.F):
             self.end = End.DIVERGED  # and the iterate stays the last finite one
             return
-        rounding = abs(point.F - self.point.F) <= NOISE * abs(point.F)
+        rounding = abs(point.F - self.point.F) <= self._noise * abs(point.F)
         self.point = point
         self.nit += 1
         size = self._size()

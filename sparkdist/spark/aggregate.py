@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeAlias
 
+import numpy as np
+
 from sparkdist.blocks import Array, Block, Partial
 from sparkdist.objectives import Objective
 from sparkdist.spark.dataset import Dataset
@@ -59,6 +61,11 @@ class AggregateEngine:
 
     def __init__(self, dataset: Dataset, *, deterministic: bool = False, depth: int = 2):
         self._dataset, self._deterministic, self._depth = dataset, deterministic, depth
+
+    @property
+    def single_precision(self) -> bool:
+        """Whether the features are kept in float32."""
+        return bool(self._dataset.dtype == np.float32)
 
     def value_and_grad(self, objective: Objective, w: Array) -> Partial:
         """Sum loss, gradient and weight over the dataset: one pass."""

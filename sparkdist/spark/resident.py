@@ -6,14 +6,12 @@ A pass is then a message to each worker and one back, where a Spark job costs 75
 from __future__ import annotations
 
 import functools
-import hashlib
 import logging
 import secrets
-import socket
 import threading
 import time
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any, NamedTuple
 
@@ -21,20 +19,18 @@ import numpy as np
 from pyspark import InheritableThread, SparkContext
 from pyspark.cloudpickle import dumps
 
-from sparkdist.blocks import Array, Block, Partial
-from sparkdist.client import Address, PassClient
-from sparkdist.errors import BadData, InvalidCall, PassFailed, WorkersMissing
+from sparkdist.blocks import Array, Partial
+from sparkdist.client import Address
+from sparkdist.errors import InvalidCall, PassFailed, WorkersMissing
 from sparkdist.objectives import Objective
 from sparkdist.server.pass_setup import PassSetup
 from sparkdist.server.supervisor import Supervisor, reserve_port
 from sparkdist.spark.aggregate import AggregateEngine
 from sparkdist.spark.dataset import Dataset
 from sparkdist.spark.failures import told_plainly
-from sparkdist.spark.ingest import PORTION, Handle
+from sparkdist.spark.ingest import PORTION
 from sparkdist.spark.network import bind_host, driver_host, encryption_of, hosts_of, task_slots
-from sparkdist.spark.residency import BlocksGone, Place, open_blocks
-from sparkdist.spark.transport import acknowledge_at_once
-from sparkdist.workers import resident
+from sparkdist.spark.resident_task import Part, work_at
 
 __all__ = ["ResidentEngine", "what_speaks_against"]
 
@@ -44,6 +40,7 @@ logger = logging.getLogger(__name__)
 _LOOK = 0.5
 #: Starts of the server after a death, for as long as the workers stay.
 _RESTARTS = 10
+_dumps: Callable[[Any], bytes] = dumps
 
 
 class ResidentEngine:
@@ -63,12 +60,12 @@ class ResidentEngine:
     idle
         Seconds without a pass after which the workers go home.
     patience
-        Seconds in which the first worker must come.
+        Seconds after which a pass does not wait any longer for workers without a task slot.
 
     Raises
     ------
     WorkersMissing
-        From a pass: no task slot was free in time.
+        From a pass: there were too few task slots for too long.
     PassFailed, ServerDied
         From a pass.
 
@@ -85,8 +82,15 @@ class ResidentEngine:
     ):
         self.dataset = dataset
         if not isinstance(dataset.crew, _Crew):
-            dataset.crew = _Crew(dataset, idle, patience)
+            dataset.crew = _Crew(dataset)
         self._crew: _Crew = dataset.crew
+        self._options = _Options(idle, patience)
+        self._sent: tuple[Objective, bytes] | None = None
+
+    @property
+    def single_precision(self) -> bool:
+        """Whether the features are kept in float32."""
+        return bool(self.dataset.dtype == np.float32)
 
     def value_and_grad(self, objective: Objective, w: Array) -> Partial:
         """Sum loss, gradient and weight over the dataset: one pass."""
@@ -97,11 +101,14 @@ class ResidentEngine:
         return self._pass(objective, "hessp", w, v)
 
     def _pass(self, objective: Objective, kind: str, *vectors: Array) -> Partial:
-        try:
-            found = self._crew.evaluate(objective, kind, vectors)
-        except BaseException:
-            self._crew.release(cancel=True)
-            raise
+        if self._sent is None or self._sent[0] is not objective:
+            self._sent = objective, _dumps(objective)
+        with self._crew.turn:
+            try:
+                found = self._crew.evaluate(self._options, *self._sent, kind, vectors)
+            except BaseException:
+                self._crew.release(cancel=True)
+                raise
         if found is not None:
             return found
         # Spark runs the tasks elsewhere than where the blocks are: they are ingested there.
@@ -122,38 +129,49 @@ def what_speaks_against(context: SparkContext) -> str | None:
     return None
 
 
-class _Part(NamedTuple):
-    """Consecutive blocks of a partition."""
+class _Options(NamedTuple):
+    """How long the workers wait for passes, and a pass for workers."""
 
-    place: Place
-    start: int
-    stop: int
+    idle: float
+    patience: float
 
 
 class _Crew:
     """The workers of one dataset, their job and their server, while there are any."""
 
-    def __init__(self, dataset: Dataset, idle: float, patience: float):
-        self._dataset, self._idle, self._patience = dataset, idle, patience
+    def __init__(self, dataset: Dataset):
+        self._dataset = dataset
+        #: One pass at a time, whatever threads the dataset is used from.
+        self.turn = threading.RLock()
         self._parts = tuple(
-            _Part(place, start, min(start + PORTION, n_blocks))
+            Part(place, start, min(start + PORTION, n_blocks))
             for _, (place, n_blocks) in sorted(dataset.blocks.items())
             for start in range(0, n_blocks, PORTION)
         )
         self._stack: ExitStack | None = None
         self._job: _Job | None = None
-        self._objective: Objective | None = None
+        self._options, self._pickled = _Options(0.0, 0.0), b""
         self._number = 0
 
-    def evaluate(self, objective: Objective, kind: str, vectors: tuple[Array, ...]) -> Any:
+    def evaluate(
+        self,
+        options: _Options,
+        objective: Objective,
+        pickled: bytes,
+        kind: str,
+        vectors: tuple[Array, ...],
+    ) -> Any:
         """One pass; None if blocks are not where the workers are."""
         self._dataset.handles  # noqa: B018  # may it still be used?
+        if options != self._options:
+            self.release()
+            self._options = options
         self._number += 1
         number, began, state = self._number, time.monotonic(), "over"
         vectors = tuple(np.ascontiguousarray(vector, dtype=np.float64) for vector in vectors)
         while True:
             if state == "over":
-                self._hire(objective)
+                self._hire(objective, pickled)
             if state in ("over", "unknown"):
                 state, total = self._server.ask("evaluate", number, kind, vectors, _LOOK)
             else:
@@ -168,22 +186,30 @@ class _Crew:
 
     def release(self, *, cancel: bool = False) -> None:
         """Send the workers home and stop their server."""
-        if self._stack is None:
-            return
+        with self.turn:
+            job, self._job = self._job, None
+            try:
+                if not cancel and self._stack is not None and self._server.died is None:
+                    self._server.ask("end")
+                if job is not None:
+                    job.end(cancel)
+            finally:
+                self._close()
+
+    def _close(self) -> None:
+        """Stop the server."""
         stack, self._stack = self._stack, None
-        job, self._job = self._job, None
-        try:
-            if not cancel and self._server.died is None:
-                self._server.ask("end")
-            if job is not None:
-                job.end(cancel)
-        finally:
+        if stack is not None:
             stack.close()
 
-    def _hire(self, objective: Objective) -> None:
-        """See that workers for this objective are there, or on their way."""
+    def _hire(self, objective: Objective, pickled: bytes) -> None:
+        """See that workers for this objective are there, or on their way.
+
+        Objectives that pickle alike are one: a parameter that ``==`` overlooks, or a global of
+        the user's function, would otherwise stay as the workers know it.
+        """
         job = self._job
-        if job is not None and job.is_running() and _same(objective, self._objective):
+        if job is not None and job.is_running() and pickled == self._pickled:
             if not self._server.ask("status")["over"]:
                 return
         if self._stack is None:
@@ -199,9 +225,10 @@ class _Crew:
         handles, slots = self._dataset.handles, task_slots(self._dataset.context)
         if handles.getNumPartitions() > slots:
             handles = handles.coalesce(slots)
-        work = functools.partial(_work, address, objective, size, self._parts, self._patience)
-        self._job = _Job(self._dataset.context, handles.mapPartitions(work))
-        self._objective = objective
+        patience = self._options.patience
+        work = functools.partial(work_at, address, objective, size, self._parts, patience)
+        self._job = _Job(self._dataset.context, handles.mapPartitions(work), self._close)
+        self._pickled = pickled
 
     def _open(self) -> None:
         """Start the server."""
@@ -216,13 +243,13 @@ class _Crew:
             self._where, self._token = (host, port), secrets.token_urlsafe(32)
             setup = PassSetup(
                 tuple(part.place.partition for part in self._parts),
-                self._idle,
+                self._options.idle,
                 bound,
                 port,
                 hosts_of(host, bound, port),
                 self._token,
             )
-            self._server = stack.enter_context(Supervisor(setup, dumps, _RESTARTS))
+            self._server = stack.enter_context(Supervisor(setup, _dumps, _RESTARTS))
             self._stack = stack.pop_all()
 
     def _look(self, began: float) -> None:
@@ -233,17 +260,18 @@ class _Crew:
         if job is not None and job.failed is not None:
             fault = server.ask("fault")
             raise PassFailed(f"{job.failed}\n{fault}") if fault else job.failed
-        if time.monotonic() - began > self._patience and not server.ask("status")["workers"]:
+        patience = self._options.patience
+        if job is not None and time.monotonic() - began > patience and (n := job.waiting()):
             raise WorkersMissing(
-                f"no task slot was free within {self._patience:g} s for the workers of the"
-                " resident engine; engine='aggregate' waits for its turn at each pass"
+                f"no task slot was free within {patience:g} s for {n} of the resident engine's"
+                " workers; engine='aggregate' waits for its turn at each pass"
             )
 
 
 class _Job:
     """The Spark job of the workers, in a thread of its own."""
 
-    def __init__(self, context: Any, workers: Any):
+    def __init__(self, context: Any, workers: Any, stopped: Callable[[], None]):
         self._context, self._group = context, f"sparkdist-{uuid.uuid4().hex[:12]}"
         self.failed: PassFailed | None = None
 
@@ -256,6 +284,8 @@ class _Job:
                 self.failed = error
             except Exception as error:
                 self.failed = PassFailed(f"the resident workers' job ended: {error}")
+            if context._jsc is None or context._jsc.sc().isStopped():
+                stopped()  # nobody else would: a dataset is of no use without its session
 
         self._thread: threading.Thread = InheritableThread(target=run, daemon=True)
         self._thread.start()
@@ -263,6 +293,13 @@ class _Job:
     def is_running(self) -> bool:
         """Whether there are workers, or will be."""
         return self._thread.is_alive()
+
+    def waiting(self) -> int:
+        """How many of its tasks have no slot."""
+        tracker = self._context.statusTracker()
+        jobs = [tracker.getJobInfo(job) for job in tracker.getJobIdsForGroup(self._group)]
+        stages = [tracker.getStageInfo(stage) for job in jobs if job for stage in job.stageIds]
+        return sum(s.numTasks - s.numActiveTasks - s.numCompletedTasks for s in stages if s)
 
     def end(self, cancel: bool) -> None:
         """Wait until the workers have gone; with ``cancel``, and when they do not, make them."""
@@ -272,73 +309,3 @@ class _Job:
             if time.monotonic() >= patient:
                 self._context.cancelJobGroup(self._group)
             self._thread.join(0.1)
-
-
-class _Blocks:
-    """The blocks of a worker, mapped when they are first needed."""
-
-    def __init__(self) -> None:
-        self._opened: dict[int, list[Block]] = {}
-
-    def of(self, place: Place) -> list[Block]:
-        """All blocks of a partition."""
-        if place.partition not in self._opened:
-            with open_blocks(place) as blocks:
-                # What is mapped stays so for as long as an array looks into it.
-                self._opened[place.partition] = list(blocks)
-        return self._opened[place.partition]
-
-
-def _work(
-    address: Address,
-    objective: Objective,
-    size: int,
-    parts: tuple[_Part, ...],
-    patience: float,
-    handles: Iterable[Handle],
-) -> Iterator[int]:
-    """Be a resident worker, and give the number of portions that it worked at."""
-    acknowledge_at_once()
-    blocks, own = _Blocks(), list[int]()
-    places = {part.place.partition: part.place for part in parts}
-    gone: list[int] = []
-    for handle in handles:
-        if handle.problem:
-            raise BadData(f"the source has changed since it was ingested: {handle.problem}")
-        if handle.n_rows:
-            partition = handle.place.partition
-            places[partition] = handle.place  # a lost executor's blocks are somewhere else now
-            own.append(partition)
-            try:
-                blocks.of(handle.place)
-            except BlocksGone:
-                gone.append(partition)
-
-    def compute(kind: str, vectors: Array, number: int) -> Partial:
-        place, start, stop = parts[number]
-        some = blocks.of(places[place.partition])[start:stop]
-        return functools.reduce(Partial.__add__, (_sums(objective, kind, vectors, b) for b in some))
-
-    me, two_vectors = uuid.uuid4().hex, 16 * size
-    with PassClient(address, me, own, _host_name(), two_vectors, patience) as client:
-        if gone:
-            client.miss(gone)
-        yield resident(client, compute) if own else 0
-
-
-def _sums(objective: Objective, kind: str, vectors: Array, block: Block) -> Partial:
-    if kind == "value_and_grad":
-        return objective.value_and_grad(vectors[0], block)
-    return Partial(0.0, objective.hessp(vectors[0], vectors[1], block), float(block.weight.sum()))
-
-
-def _host_name() -> str:
-    """A name of this host that is an identifier."""
-    return hashlib.sha256(socket.gethostname().encode()).hexdigest()[:16]
-
-
-def _same(one: Objective, other: Objective | None) -> bool:
-    try:
-        return other is not None and (one is other or bool(one == other))
-    except ValueError:  # of arrays that are compared element by element
-        return False
