@@ -22,7 +22,7 @@ from tests.conftest import LOCAL
 def test_a_partition_that_has_turned_bad_is_not_left_out() -> None:
     # Ingested again after its handle was lost, its first row is now bad: it has no rows.
     place = Place("sparkdist-test", 1, "nowhere")
-    handle = Handle(place, 0, None, 0.0, True, (), "partition 1, row 0: a feature is NaN")
+    handle = Handle(place, 0, 0, None, 0.0, True, (), "partition 1, row 0: a feature is NaN")
     with pytest.raises(BadData, match="has changed since .* partition 1, row 0"):
         list(visit(lambda partition, blocks: None, [handle]))
 
