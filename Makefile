@@ -26,7 +26,7 @@ check: venv ## format, lint, types and the tests that need no JVM: under a minut
 	$(PY) -m ruff format --check .
 	$(PY) -m ruff check .
 	$(PY) -m mypy
-	PYTHONHASHSEED=0 $(PY) -m pytest -q -n 2 -m "not spark and not cluster and not process and not slow"
+	PYTHONHASHSEED=0 $(PY) -m pytest -q -n 2 -m "not (spark or cluster or process or long or slow)"
 
 test: venv ## all tests but the slow ones, with Spark: on both cores, a file to a process
 	PYTHONHASHSEED=0 $(SPARK) $(PY) -m pytest -q -n 2 --dist loadfile -m "not slow and not cluster"

@@ -17,6 +17,8 @@ from sparkdist.blocks import Partial
 from sparkdist.server.coordinator import Coordinator
 from sparkdist.server.totals import Totals
 
+pytestmark = pytest.mark.long
+
 #: Of the specification of Sandblaster: 200 workers, 5 % slowed 3-10 times; makespan / ideal.
 SPECIFIED = {
     (200, inf): 11.2,

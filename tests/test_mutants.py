@@ -21,6 +21,8 @@ from sparkdist.server.store import Store
 # As modules: a test that is imported by name would be collected here once more.
 from tests import test_app, test_checkpoint, test_store
 
+pytestmark = pytest.mark.long
+
 Killer = Callable[[Path, pytest.MonkeyPatch], None]
 
 

@@ -30,6 +30,8 @@ from sparkdist.server.supervisor import Supervisor, reserve_port
 from sparkdist.wire import CONTENT_TYPE, decode, encode
 from sparkdist.workers import resident
 
+pytestmark = pytest.mark.long
+
 TOKEN, HOST, RUN, D = "0123456789abcdef" * 4, "127.0.0.1:4711", "run1", 3
 W, V = np.array([1.0, 2.0, 3.0]), np.array([4.0, 5.0, 6.0])
 #: Of each portion; partition 2 has one of its own, and partition 3 comes first.

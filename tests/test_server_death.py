@@ -71,6 +71,7 @@ def assert_tally(found: Snapshot, clocks: int) -> None:
 # --- exactly once, in one process -----------------------------------------------------------
 
 
+@pytest.mark.long
 def test_r1_10_000_pushes_that_8_threads_repeat_count_once():
     n, threads, each = 10_000, 8, 5
     clocks = n // (threads * each)
@@ -114,6 +115,7 @@ def resident() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE")
 
 
+@pytest.mark.long
 def test_r7_a_long_run_takes_no_more_memory_than_a_short_one():
     n, partitions = 200_000 if FULL else 20_000, 8
     store, gradient = make_store(10, n=partitions), np.zeros(10)
@@ -134,6 +136,7 @@ def test_r7_a_long_run_takes_no_more_memory_than_a_short_one():
     assert store.ledger.counts["applied"] == 5000 + n
 
 
+@pytest.mark.long
 def test_r9_10_000_concurrent_pushes_are_10_000_versions_and_can_be_replayed():
     threads, clocks, size = 16, 625, 7
     gradients = np.random.default_rng(1).normal(size=(threads, clocks, size))

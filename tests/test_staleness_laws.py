@@ -20,6 +20,8 @@ from sparkdist.server.store import Store
 from sparkdist.updaters import sgd
 from tests.test_store import RUN, a_push, make_rule, make_store, model
 
+pytestmark = pytest.mark.long
+
 Latency = Callable[[np.random.Generator, int], float]
 
 LATENCIES: dict[str, Latency] = {
