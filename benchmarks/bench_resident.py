@@ -16,6 +16,7 @@ from common import report, seconds, start_session
 from scipy.optimize import minimize as scipy_minimize
 from scipy.sparse import csr_array
 from scipy.special import expit
+from threadpoolctl import threadpool_limits
 
 from sparkdist import L2, Dataset, Logistic, datasets, minimize
 from sparkdist.blocks import Array, Block, Matrix
@@ -43,7 +44,9 @@ def main() -> None:
     """Measure, print and write the three tables."""
     spark = start_session("8g")
     tiny(spark)
-    fits(spark)
+    # NumPy may have been loaded before OMP_NUM_THREADS was set.
+    with threadpool_limits(1):
+        fits(spark)
     growth(spark)
     spark.stop()
 
@@ -156,8 +159,9 @@ def fits(spark: Any) -> None:
     rows = [*sparse_fits(spark, rounds=3), *dense_fits(spark, rounds=2)]
     notes = [
         "sparkdist and MLlib: from the cached DataFrame to the result, ingest included; the single"
-        " processes have the arrays in memory. MLlib runs once, and is stopped at the iteration"
-        " that is near enough; of the others the median of two or three turns counts.",
+        " processes have the arrays in memory, and one BLAS thread. MLlib runs once, and is stopped"
+        " at the iteration that is near enough; of the others the median of two or three turns"
+        " counts.",
         "The gap is above the optimum, in float64 on all rows.",
     ]
     report("resident_fit", "Logistic regression on the resident engine", rows, notes)
@@ -352,7 +356,8 @@ def reader(control: Connection) -> None:
     x = np.ones(BANDWIDTH_BYTES // 8)
     control.send("ready")
     control.recv()
-    times = [seconds(lambda: np.dot(x, x)) for _ in range(10)]
+    with threadpool_limits(1):
+        times = [seconds(lambda: np.dot(x, x)) for _ in range(10)]
     control.send(x.nbytes / 1e9 / statistics.median(times))
 
 
