@@ -303,6 +303,16 @@ def is_running(pid: int) -> bool:
         return False
 
 
+def is_free(port: int) -> bool:
+    with socket.socket() as free:
+        free.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # past TIME_WAIT
+        try:
+            free.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True
+
+
 @process
 @pytest.mark.parametrize("again", range(7 if FULL else 1))
 def test_r18_kill_9_of_the_driver_leaves_no_process_no_port_and_no_folder(tmp_path, again):

@@ -246,6 +246,10 @@ def closed_port(served: Served) -> Iterator[int]:
 @contextlib.contextmanager
 def stopped_server(served: Served) -> Iterator[int]:
     os.kill(served.pid, signal.SIGSTOP)
+    deadline = time.monotonic() + 10  # until its last thread has stopped it may still answer
+    while Path(f"/proc/{served.pid}/stat").read_text().rpartition(")")[2].split()[0] != "T":
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
     try:
         yield served.port
     finally:
