@@ -324,9 +324,9 @@ class Dataset:
 
     def unpersist(self) -> None:
         """Remove the blocks from the executors; the dataset cannot be used afterwards."""
+        self.free_slots()  # the server of resident workers outlives even the session
         if not self._handles.is_cached or self._stopped:
             return
-        self.free_slots()
         self._handles.foreach(_forget)
         self._handles.unpersist()
 
