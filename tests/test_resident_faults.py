@@ -20,6 +20,7 @@ from pyspark.sql import SparkSession
 from sparkdist import Dataset, Logistic, ResidentEngine, Result
 from sparkdist.blocks import Array, Block, Partial
 from sparkdist.errors import ServerDied
+from sparkdist.spark.network import task_slots
 from tests import faults, test_speculation
 from tests.conftest import CLUSTER, RETRYING
 from tests.faults import Disturbed, assert_same, fail, kill_executor, wait_for_executors
@@ -203,6 +204,7 @@ def test_an_executor_that_is_killed_in_a_pass_is_replaced_twice(executors, a9a, 
         expected = solve(data, engine="aggregate")
         assert same_bits(solve(data), expected)
         for number in range(2):
+            until(lambda: task_slots(executors.sparkContext) == 2)
             before = ports_of(executors)
             objective = Disturbed(tmp_path / str(number), kill_executor)
             assert same_bits(solve(data, objective), expected)
@@ -213,6 +215,7 @@ def test_an_executor_that_is_killed_in_a_pass_is_replaced_twice(executors, a9a, 
                     len(ports_of(executors)) == 3 and ports_of(executors) != before
                 )
             )
+            until(lambda: task_slots(executors.sparkContext) == 2)
         pid = data.crew._server.pid
     assert is_gone(pid)
     until(lambda: no_job(executors.sparkContext))
