@@ -308,6 +308,7 @@ def is_free(port: int) -> bool:
         free.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # past TIME_WAIT
         try:
             free.bind(("127.0.0.1", port))
+            free.listen()
         except OSError:
             return False
     return True
@@ -328,10 +329,7 @@ def test_r18_kill_9_of_the_driver_leaves_no_process_no_port_and_no_folder(tmp_pa
     for line, way in zip(told, ways, strict=True):
         pid, port = map(int, line.split())
         until(lambda pid=pid: not is_running(pid), 20)  # R18 says 5 s, on a quiet machine
-        with socket.socket() as free:
-            free.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # past TIME_WAIT
-            free.bind(("127.0.0.1", port))
-            free.listen()
+        until(lambda port=port: is_free(port), 20)  # one that was just starting ends too
         assert list((tmp_path / way / "temporary").iterdir()) == []
         assert_tally(read_newest(tmp_path / way / "checkpoints"), 100_000)
 
