@@ -4,37 +4,19 @@ from __future__ import annotations
 
 import sys
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
 __all__ = ["Progress", "TrainingProgress"]
 
+B = TypeVar("B", bound="_Bar")
 
-class Progress:
-    """A tqdm bar that counts passes; silent where nobody looks.
 
-    Parameters
-    ----------
-    shown
-        False silences it.  Otherwise it shows itself on a terminal and in a notebook.
-    name
-        What stands before the numbers.
-    """
+class _Bar:
+    """A tqdm bar that ends with its ``with``; None where nobody looks."""
 
-    def __init__(self, shown: bool, name: str):
-        self._bar: Any = None
-        if shown and _somebody_looks():
-            from tqdm.auto import tqdm
+    _bar: Any = None
 
-            self._bar = tqdm(desc=name, unit="pass", bar_format="{desc}: {n} passes{postfix}")
-
-    def show(self, passes: int, fun: float, grad_norm: float, seconds: float) -> None:
-        """Show the newest evaluation, and how many passes there were with it."""
-        if self._bar is not None:
-            text = f"objective {fun:.8g}, |gradient| {grad_norm:.2e}, {seconds:.3f} s/pass"
-            self._bar.set_postfix_str(text, refresh=False)
-            self._bar.update(passes - self._bar.n)
-
-    def __enter__(self) -> Progress:
+    def __enter__(self: B) -> B:
         return self
 
     def __exit__(
@@ -47,7 +29,32 @@ class Progress:
             self._bar.close()
 
 
-class TrainingProgress:
+class Progress(_Bar):
+    """A tqdm bar that counts passes; silent where nobody looks.
+
+    Parameters
+    ----------
+    shown
+        False silences it.  Otherwise it shows itself on a terminal and in a notebook.
+    name
+        What stands before the numbers.
+    """
+
+    def __init__(self, shown: bool, name: str):
+        if shown and _somebody_looks():
+            from tqdm.auto import tqdm
+
+            self._bar = tqdm(desc=name, unit="pass", bar_format="{desc}: {n} passes{postfix}")
+
+    def show(self, passes: int, fun: float, grad_norm: float, seconds: float) -> None:
+        """Show the newest evaluation, and how many passes there were with it."""
+        if self._bar is not None:
+            text = f"objective {fun:.8g}, |gradient| {grad_norm:.2e}, {seconds:.3f} s/pass"
+            self._bar.set_postfix_str(text, refresh=False)
+            self._bar.update(passes - self._bar.n)
+
+
+class TrainingProgress(_Bar):
     """A tqdm bar of the rows that the model server has seen; silent where nobody looks.
 
     Parameters
@@ -59,7 +66,6 @@ class TrainingProgress:
     """
 
     def __init__(self, shown: bool, total: int | None):
-        self._bar: Any = None
         if shown and _somebody_looks():
             from tqdm.auto import tqdm
 
@@ -77,18 +83,6 @@ class TrainingProgress:
         told.append(f"version {status['version']:,}")
         self._bar.set_postfix_str(", ".join(told), refresh=False)
         self._bar.update(status["examples"] - self._bar.n)
-
-    def __enter__(self) -> TrainingProgress:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if self._bar is not None:
-            self._bar.close()
 
 
 def _somebody_looks() -> bool:

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -23,14 +22,14 @@ from sparkdist.server.user_descent import UserDescent
 from sparkdist.skeleton import Skeleton, arrays_of
 from sparkdist.spark.outcome import of_server
 from sparkdist.spark.server_options import ServerOptions
-from sparkdist.spark.serving import Serving, Watch
+from sparkdist.spark.serving import Face, Serving, Watch
 from sparkdist.spark.sources import describe
 from sparkdist.spark.train import Loop
 
 __all__ = ["DeepDist"]
 
 
-class DeepDist:
+class DeepDist(Face):
     """A model of any type on a server; a context manager.
 
     ::
@@ -104,26 +103,10 @@ class DeepDist:
         room = 4 * w.nbytes + (1 << 20)
         self._serving = Serving(w, self._skeleton.layout, rule, asp(), options, room)
 
-    def __enter__(self) -> DeepDist:
-        self._serving.__enter__()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._serving.__exit__(kind, error, trace)
-
     @property
     def model(self) -> Any:
         """The model as it is now; a copy."""
         return self._skeleton.build(self._serving.parameters()[1])
-
-    def status(self) -> dict[str, Any]:
-        """The server's books: version, counts of pushes by fate, staleness, workers."""
-        return self._serving.status()
 
     def train(
         self,

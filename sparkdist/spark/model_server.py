@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -28,7 +27,7 @@ from sparkdist.server.rules import MeanGradient
 from sparkdist.spark.dataset import Dataset, as_dataset
 from sparkdist.spark.outcome import of_objective, of_rows
 from sparkdist.spark.server_options import ServerOptions
-from sparkdist.spark.serving import Serving, Watch
+from sparkdist.spark.serving import Face, Serving, Watch
 from sparkdist.spark.sources import describe, refuse_connect
 from sparkdist.spark.train import Loop
 from sparkdist.spark.units import BlockWork, Epochs, RowWork
@@ -37,7 +36,7 @@ from sparkdist.updaters import Descent, Updater, adagrad
 __all__ = ["ModelServer", "type_of"]
 
 
-class ModelServer:
+class ModelServer(Face):
     """A parameter server for one Spark application; a context manager.
 
     ::
@@ -131,26 +130,10 @@ class ModelServer:
         rule = self._rule(self._mask)
         self._serving = Serving(w, self._layout, rule, self._consistency, options)
 
-    def __enter__(self) -> ModelServer:
-        self._serving.__enter__()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._serving.__exit__(kind, error, trace)
-
     @property
     def model(self) -> Model:
         """The parameters as they are now, in the shape of the model; a copy."""
         return self._layout.unflatten(self._serving.parameters()[1])
-
-    def status(self) -> dict[str, Any]:
-        """The server's books: version, counts of pushes by fate, staleness, workers."""
-        return self._serving.status()
 
     def train(
         self,

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
 from pyspark import RDD, SparkContext
 from pyspark.cloudpickle import dumps
@@ -29,7 +29,9 @@ from sparkdist.spark.server_options import ServerOptions
 from sparkdist.spark.train import Loop, Plan, run_job, unreachable_from, work
 from sparkdist.workers import Units
 
-__all__ = ["Serving", "Watch"]
+__all__ = ["Face", "Serving", "Watch"]
+
+F = TypeVar("F", bound="Face")
 
 
 class Serving:
@@ -216,6 +218,28 @@ class Serving:
                 f" {patience:g} s: Spark has too few free task slots"
             )
         return None
+
+
+class Face:
+    """What the front doors share: a server that lives as long as their ``with``."""
+
+    _serving: Serving
+
+    def __enter__(self: F) -> F:
+        self._serving.__enter__()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._serving.__exit__(kind, error, trace)
+
+    def status(self) -> dict[str, Any]:
+        """The server's books: version, counts of pushes by fate, staleness, workers."""
+        return self._serving.status()
 
 
 class Watch:
