@@ -22,6 +22,7 @@ that was only declared: arrays are views of the bytes that came.
 from __future__ import annotations
 
 import json
+import re
 import struct
 from collections.abc import Iterable, Mapping, Sequence
 from math import prod
@@ -43,7 +44,9 @@ __all__ = [
     "decode",
     "encode",
     "entries_of",
+    "numbers_of",
     "pieces",
+    "spans",
     "sparse_if_shorter",
 ]
 
@@ -56,6 +59,8 @@ _MAGIC, _VERSION = b"SPKD", 1
 _VALUES = {"<f4": 4, "<f8": 8}
 _INDICES = {"<i4": 4, "<i8": 8}
 _MAX_DIMENSIONS = 8
+#: Numbers of up to nine digits, or ranges of them, with commas between.
+_SPANS = re.compile(r"(?:[0-9]{1,9}(?:-[0-9]{1,9})?(?:,(?=[0-9])|$))*", re.ASCII)
 #: Shorter vectors are sent as they are: the look costs more than the bytes.
 _WORTH_A_LOOK = 1024
 _WORTH_A_SAMPLE = 1 << 14
@@ -205,6 +210,33 @@ def decode(data: bytes | bytearray | memoryview) -> Message:
     if (listed := sum(entry.n_bytes for entry in entries)) != n_payload:
         raise DecodeError(f"the arrays take {listed} bytes, the payload has {n_payload}")
     return Message(fields, entries, body[n_header:])
+
+
+def spans(numbers: Iterable[int]) -> str:
+    """Write whole numbers as text for a field, runs of them in short: ``0-3,7``."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][1] + 1:
+            runs[-1][1] = number
+        else:
+            runs.append([number, number])
+    return ",".join(f"{a}-{b}" if a < b else str(a) for a, b in runs)
+
+
+def numbers_of(text: Any, most: int) -> tuple[int, ...]:
+    """Read whole numbers that :func:`spans` wrote; no more than ``most``.
+
+    Raises
+    ------
+    DecodeError
+        If it is something else.
+    """
+    if not isinstance(text, str) or not _SPANS.fullmatch(text):
+        raise DecodeError("a list of whole numbers was expected, such as 0-3,7")
+    ends = [[int(end) for end in part.split("-")] for part in text.split(",") if part]
+    if sum(end[-1] - end[0] + 1 for end in ends) > most or any(e[-1] < e[0] for e in ends):
+        raise DecodeError(f"a list of at most {most} whole numbers was expected")
+    return tuple(number for end in ends for number in range(end[0], end[-1] + 1))
 
 
 def _read_header(text: bytes) -> tuple[dict[str, Any], tuple[Entry, ...]]:

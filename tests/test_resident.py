@@ -268,6 +268,45 @@ def test_a_function_whose_surroundings_have_changed_is_sent_again(small):
     assert_allclose([once.fun, solve(small, **options).fun], [np.log(2), 2 * np.log(2)], rtol=1e-12)
 
 
+def test_an_engine_sees_that_an_objective_was_changed_in_place(small):
+    engine, objective = ResidentEngine(small), Scaled(1.0)
+    options = {"objective": objective, "penalty": None, "max_iter": 0}
+    once = solve(small, engine, **options)
+    objective.times = 2.0
+    twice = solve(small, engine, **options)
+    assert_allclose([once.fun, twice.fun], [np.log(2), 2 * np.log(2)], rtol=1e-12)
+
+
+def test_messages_of_float32_reach_the_optimum_to_their_precision(small, optimum):
+    found = solve(small, ResidentEngine(small, messages="float32"), tol=1e-9)
+    assert found.success
+    assert_allclose(found.fun, optimum, rtol=2**-24)  # float32's unit roundoff
+    assert not np.array_equal(found.x, solve(small, tol=1e-9).x)
+    with pytest.raises(InvalidCall, match="messages must be 'float64' or 'float32'; it is 'half'"):
+        ResidentEngine(small, messages="half")
+
+
+def test_auto_takes_the_workers_unless_somebody_else_wants_the_slots(
+    small, spark, tmp_path, caplog
+):
+    caplog.set_level(logging.INFO, logger="sparkdist")
+    solve(small, "auto")
+    run = status(small)["run"]
+    solve(small, "auto")  # its own workers' job is nobody else's
+    assert status(small)["run"] == run
+    assert [r.message for r in caplog.records if r.message.startswith("engine")] == [
+        "engine: resident"
+    ] * 2
+    small.free_slots()
+    with slots_taken(1, spark.sparkContext, tmp_path / "let go"):
+        assert solve(small, "auto", max_iter=1).passes > 0
+        assert small.crew._stack is None
+    assert caplog.records[-1].message == (
+        "engine: aggregate, because other jobs are running, for whose task slots the workers would"
+        " wait"
+    )
+
+
 def test_idle_workers_free_their_slots_and_come_again(small, spark, tmp_path):
     engine = ResidentEngine(small, idle=0.3)
     first = solve(small, engine)

@@ -19,7 +19,7 @@ from werkzeug.wrappers import Response
 
 from sparkdist import wire
 from sparkdist.blocks import Partial
-from sparkdist.client import Address, PassClient
+from sparkdist.client import Address, PassClient, Worker
 from sparkdist.client.connection import Reply
 from sparkdist.errors import DecodeError, ServerUnavailable, StaleRun
 from sparkdist.server import passes as passes_module
@@ -81,8 +81,13 @@ def sums_of(portions: Sequence[int], size: int = D) -> np.ndarray:
     return rows
 
 
+def in_two(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Loss and weight; gradients."""
+    return rows[:, :2], rows[:, 2:]
+
+
 def bring(passes: Passes, portions: Sequence[int], number: int = 1) -> None:
-    passes.bring(RUN, number, portions, sums_of(portions))
+    passes.bring(RUN, number, portions, *in_two(sums_of(portions)))
 
 
 def total_by_hand(partitions: Sequence[int]) -> list[float]:
@@ -243,7 +248,7 @@ def test_homes_of_a_run_are_forgotten_with_it(clock):
     # Whether the blocks of 0 are still here is not known before its worker comes.
     task = passes.work("run2", "b", (1,), "here", 0, 0.0)
     assert task.portions == (1,)
-    passes.bring("run2", 2, [1], sums_of([1]))
+    passes.bring("run2", 2, [1], *in_two(sums_of([1])))
     assert passes.work("run2", "b", (1,), "here", 0, 0.0).status == "wait"
 
 
@@ -257,7 +262,7 @@ def test_results_of_another_pass_are_counted_and_change_nothing(clock):
     bring(passes, [0], 1)
     start(passes, 2)
     for number in (0, 1, 3):
-        passes.bring(RUN, number, [0, 1], sums_of([0, 1], size=9))
+        passes.bring(RUN, number, [0, 1], *in_two(sums_of([0, 1], size=9)))
     assert passes.counts == {"results": 1, "duplicates": 7, "passes": 0}
     bring(passes, [1, 0], 2)
     assert total_of(passes, 2) == total_by_hand([0, 0])
@@ -277,8 +282,10 @@ def test_portions_that_do_not_exist_are_counted_and_change_nothing(clock):
 def test_r21_sums_that_do_not_fit_are_refused_and_nothing_of_them_is_kept(shape, clock):
     passes = begun([0, 0])
     start(passes)
-    with pytest.raises(DecodeError, match=r"the pass needs \(2, 5\)"):
-        passes.bring(RUN, 1, [0, 1], np.zeros(shape))
+    with pytest.raises(DecodeError, match=r"the pass needs \(\(2, 2\), \(2, 3\)\)"):
+        passes.bring(RUN, 1, [0, 1], *in_two(np.zeros(shape)))
+    with pytest.raises(DecodeError, match=r"the pass needs \(\(2, 2\), \(2, 3\)\)"):
+        passes.bring(RUN, 1, [0, 1], np.zeros((2, 3)), np.zeros((2, 3)))
     assert passes.counts == {"results": 0, "duplicates": 0, "passes": 0}
     bring(passes, [0, 1])
     assert total_of(passes) == total_by_hand([0, 0])
@@ -292,7 +299,7 @@ def test_r6_workers_of_another_run_are_refused_at_every_door(clock):
         with pytest.raises(StaleRun):
             ask(passes, "zombie", 0, run=run)
         with pytest.raises(StaleRun):
-            passes.bring(run, 1, [0], sums_of([0]))
+            passes.bring(run, 1, [0], *in_two(sums_of([0])))
         with pytest.raises(StaleRun):
             passes.miss(run, [0])
     assert passes.status() == before
@@ -501,9 +508,11 @@ class Served(SimpleNamespace):
     """The app of a PassSetup, asked past any client; a pass has begun."""
 
     @classmethod
-    def make(cls, partitions: Sequence[int] = (0, 0)) -> Served:
+    def make(cls, partitions: Sequence[int] = (0, 0), dtype: str = "<f8") -> Served:
         hosts = frozenset({HOST})
-        setup = PassSetup(tuple(partitions), LONG, "127.0.0.1", 4711, hosts, TOKEN, run=RUN, size=D)
+        setup = PassSetup(
+            tuple(partitions), LONG, "127.0.0.1", 4711, hosts, TOKEN, dtype, run=RUN, size=D
+        )
         return cls(setup=setup, service=setup.service())
 
     def __getattr__(self, name: str) -> Any:
@@ -527,15 +536,19 @@ def served() -> Served:
     return Served.make().begin_pass()
 
 
-def body_of(path: str, sums: Any = None, dtype: str = "<f8", **changed: Any) -> bytes:
+def body_of(
+    path: str, sums: Any = None, dtype: str = "<f8", totals: Any = None, **changed: Any
+) -> bytes:
     """A good body of a route, but for what is changed; None leaves a field out."""
     more = {"/v1/bring": {"pass": 1, "portions": "0"}, "/v1/miss": {"partitions": "0"}}
     fields = FIELDS | more.get(path, {}) | changed
     fields = {name: value for name, value in fields.items() if value is not None}
     if path != "/v1/bring":
         return encode(fields)
-    sums = np.zeros((1, D + 2)) if sums is None else sums
-    return encode(fields, [wire.Entry("sums", dtype, sums.shape)], [sums.astype(dtype)])
+    sums = np.zeros((1, D)) if sums is None else sums
+    parts = [np.zeros((1, 2)) if totals is None else totals, sums.astype(dtype)]
+    entries = [wire.Entry("totals", parts[0].dtype.str, parts[0].shape)]
+    return encode(fields, [*entries, wire.Entry("grads", dtype, sums.shape)], parts)
 
 
 def error_of(response: Response) -> tuple[int, str]:
@@ -617,6 +630,15 @@ def test_r20_a_body_that_was_cut_or_changed_changes_nothing(served, path):
 BAD_IDS = [None, "", "a b", "../a", "\0", "a" * 65, 1, True, 1.5, "r\u00fcn"]
 BAD_COUNTS = [None, -1, 1.0, True, "1", 2**53]
 BAD_LISTS = [None, 0, True, "0,", ",0", "0,,1", "-1", "1.0", " 0", "0x1", "\u0661", "1" * 10]
+BAD_LISTS += [
+    "1-",
+    "0-1-2",
+    "1-0",
+    "0-999999999",
+    "0-2",
+    "0,1,2",
+    "0-1,2",
+]  # there are two portions
 MALFORMED = [
     *((path, "run", bad) for path in POSTS for bad in BAD_IDS),
     *((path, "partitions", bad) for path in POSTS for bad in BAD_LISTS),
@@ -642,18 +664,22 @@ def test_r21_fields_that_are_malformed_change_nothing(served):
 
 def test_r21_sums_of_another_shape_or_type_change_nothing(served):
     before = served.status()
-    for shape in ((D + 2,), (1, 1, D + 2), (), (2, D + 2), (1, D + 1), (1, D + 3), (0, D + 2)):
+    for shape in ((D,), (1, 1, D), (), (2, D), (1, D - 1), (1, D + 1), (0, D)):
         body = body_of("/v1/bring", np.zeros(shape))
         assert error_of(served.post("/v1/bring", body)) == (400, "frame")
     # Of a pass that is over, too: it would be counted.
-    late = body_of("/v1/bring", np.zeros(D + 2), **{"pass": 9})
+    late = body_of("/v1/bring", np.zeros(D), **{"pass": 9})
     assert error_of(served.post("/v1/bring", late)) == (400, "frame")
-    single = body_of("/v1/bring", np.zeros((1, D + 2)), "<f4")
+    single = body_of("/v1/bring", np.zeros((1, D)), "<f4")
     assert error_of(served.post("/v1/bring", single)) == (400, "frame")
+    for totals in (np.zeros((1, 2), "<f4"), np.zeros((1, 3)), np.zeros((2, 2)), np.zeros(2)):
+        wrong = body_of("/v1/bring", totals=totals)
+        assert error_of(served.post("/v1/bring", wrong)) == (400, "frame")
     fields = FIELDS | {"pass": 1, "portions": "0"}
     assert error_of(served.post("/v1/bring", encode(fields))) == (400, "frame")
-    parts = [np.zeros(1), np.zeros(1, "<i4")]
-    sparse = encode(fields, [wire.Entry("sums", "<f8", (1, D + 2), 1, "<i4")], parts)
+    parts = [np.zeros((1, 2)), np.zeros(1), np.zeros(1, "<i4")]
+    both = [wire.Entry("totals", "<f8", (1, 2)), wire.Entry("grads", "<f8", (1, D), 1, "<i4")]
+    sparse = encode(fields, both, parts)
     assert error_of(served.post("/v1/bring", sparse)) == (400, "frame")
     assert served.status() == before
 
@@ -716,9 +742,14 @@ class Through:
         pass
 
 
-def client_of(connection: Any, own: Sequence[int] = (0,), worker: str = "a") -> PassClient:
+def client_of(
+    connection: Any,
+    own: Sequence[int] = (0,),
+    worker: str = "a",
+    dtype: str = "<f8",
+) -> PassClient:
     address = Address("127.0.0.1", 4711, TOKEN, RUN)
-    client = PassClient(address, worker, own, "here", 1000, patience=20.0)
+    client = PassClient(address, Worker(worker, own, "here"), np.dtype(dtype), 1000, patience=20.0)
     client._connection = connection
     return client
 
@@ -746,6 +777,23 @@ def test_a_client_says_what_a_worker_is_told():
     assert served.wait_for(1, 0.0) == ("missing", None)
     served.end()
     assert client.work().status == "over"
+
+
+def test_messages_of_float32_are_rounded_once_each_way_and_added_in_float64():
+    served = Served.make(dtype="<f4")
+    third = np.array([1.0, -2.0, 3.0]) / 3
+    served.evaluate(1, "k", (third.astype(np.float32),), 0.0)
+    client = client_of(Through(served), dtype="<f4")
+    task, rounded = client.work(), third.astype(np.float32).astype(np.float64)
+    assert task.vectors.dtype == np.float64
+    assert task.vectors.tolist() == [rounded.tolist()]
+    loss, weight = 1 / 3, 1e9 + 0.5  # which float32 does not hold
+    for portion in (0, 1):
+        client.bring(1, [portion], [Partial(loss, third * 10**portion, weight)])
+    state, total = served.wait_for(1, 10.0)
+    assert (state, total.loss, total.weight) == ("done", 2 * loss, 2 * weight)
+    tenfold = (third * 10).astype(np.float32).astype(np.float64)
+    assert total.grad.tolist() == (rounded + tenfold).tolist()
 
 
 @pytest.mark.parametrize("change", [
@@ -814,7 +862,8 @@ class Work:
 
 def stay(address: Address, own: Sequence[int], work: Work) -> int:
     """Be a worker."""
-    with PassClient(address, f"w{own[0]}", own, "here", 1000, patience=60.0) as client:
+    me, kind = Worker(f"w{own[0]}", own, "here"), np.dtype("<f8")
+    with PassClient(address, me, kind, 1000, patience=60.0) as client:
         return resident(client, work)
 
 

@@ -592,3 +592,30 @@ def test_an_update_does_not_remember_the_one_before():
 def test_a_message_holds_what_the_frame_said():
     assert isinstance(decode(SMALL), Message)
     assert decode(SMALL).fields == {"run": "run1", "clock": 3, "loss": 0.5}
+
+
+# --- lists of numbers in a field ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("numbers", "text"), [
+    ((), ""), ((5,), "5"), ((0, 1, 2, 3), "0-3"), ((0, 1, 7, 9, 10), "0-1,7,9-10"),
+    ((3, 2, 1), "3,2,1"), ((4, 4), "4,4"), (tuple(range(100_000)), "0-99999"),
+])  # fmt: skip
+def test_runs_of_numbers_are_written_in_short(numbers, text):
+    assert wire.spans(numbers) == text
+    assert wire.numbers_of(text, len(numbers)) == numbers
+
+
+@repeatable
+@given(st.lists(st.integers(0, 10**9 - 1), max_size=30))
+def test_any_numbers_come_back(numbers):
+    assert wire.numbers_of(wire.spans(numbers), 30) == tuple(numbers)
+
+
+@pytest.mark.parametrize("text", [
+    None, 3, "a", "1,", ",1", "1,,2", "-1", "1-", "2-1", "1-2-3", " 1", "1\n", "1" * 10, "\u0661",
+    "0-999999999", "0-3,4-9",
+])  # fmt: skip
+def test_r24_what_is_no_list_of_few_numbers_is_refused(text):
+    with pytest.raises(DecodeError):
+        wire.numbers_of(text, 9)

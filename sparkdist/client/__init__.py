@@ -1,7 +1,7 @@
 """Parameter clients: how a worker loop talks to the model server."""
 
 from sparkdist.client.http import HttpClient
-from sparkdist.client.passes import PassClient, PassTask
+from sparkdist.client.passes import PassClient, PassTask, Worker
 from sparkdist.client.protocol import Address, Answer, Gradient, ParameterClient
 from sparkdist.client.reach import unreachable
 from sparkdist.wire import Entry
@@ -15,5 +15,6 @@ __all__ = [
     "ParameterClient",
     "PassClient",
     "PassTask",
+    "Worker",
     "unreachable",
 ]

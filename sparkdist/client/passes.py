@@ -13,8 +13,10 @@ from sparkdist.client.asking import LONG_POLL, Asking
 from sparkdist.client.protocol import Address
 from sparkdist.errors import DecodeError
 
-__all__ = ["PassClient", "PassTask"]
+__all__ = ["PassClient", "PassTask", "Worker"]
 
+#: Portions in one answer: more than any dataset has.
+_MOST = 1 << 20
 _FIELDS = {"status": str, "pass": int, "kind": str, "portions": str}
 
 
@@ -29,6 +31,17 @@ class PassTask(NamedTuple):
     vectors: Array | None
 
 
+class Worker(NamedTuple):
+    """Who asks."""
+
+    #: Of this life of the task alone.
+    name: str
+    #: Those whose blocks it has.
+    partitions: Sequence[int]
+    #: The name of its host: whoever has the same one can open the same blocks.
+    place: str
+
+
 class PassClient(Asking):
     """One worker of a resident job.
 
@@ -37,30 +50,28 @@ class PassClient(Asking):
     address
         Where the server is.
     worker
-        A name of this life of the task alone.
-    partitions
-        Those whose blocks it has.
-    place
-        The name of its host: whoever has the same one can open the same blocks.
-    answer_bytes
-        What the vectors of a pass take at most.
+        Who asks.
+    dtype
+        Of vectors and gradients on the wire; here they are float64.
+    longest
+        Numbers in the vectors of a pass, at most.
     """
 
     def __init__(
         self,
         address: Address,
-        worker: str,
-        partitions: Sequence[int],
-        place: str,
-        answer_bytes: int,
+        worker: Worker,
+        dtype: np.dtype[Any],
+        longest: int,
         patience: float = 300.0,
     ):
-        super().__init__(address, answer_bytes, patience)
+        super().__init__(address, dtype.itemsize * longest, patience)
+        self._dtype = dtype
         self._me: dict[str, Any] = {
             "run": address.run,
-            "worker": worker,
-            "partitions": ",".join(map(str, partitions)),
-            "place": place,
+            "worker": worker.name,
+            "partitions": wire.spans(worker.partitions),
+            "place": worker.place,
             "wait": LONG_POLL,
         }
         self._seen = 0
@@ -74,16 +85,20 @@ class PassClient(Asking):
 
     def bring(self, number: int, portions: Sequence[int], found: Sequence[Partial]) -> PassTask:
         """Hand in the sums of portions, and ask for the next ones."""
-        sums = np.empty((len(portions), 2 + found[0].grad.size))
-        for row, partial in zip(sums, found, strict=True):
-            row[0], row[1], row[2:] = partial.loss, partial.weight, partial.grad
-        entry = wire.Entry("sums", "<f8", sums.shape)
-        fields = {"pass": number, "portions": ",".join(map(str, portions))}
-        return self.ask("bring", self._frame([entry], [sums], **fields), self._understand)
+        totals = np.array([(partial.loss, partial.weight) for partial in found])
+        grads = np.empty((len(found), found[0].grad.size), self._dtype)
+        for row, partial in zip(grads, found, strict=True):
+            row[:] = partial.grad
+        entries = [
+            wire.Entry("totals", "<f8", totals.shape),
+            wire.Entry("grads", self._dtype.str, grads.shape),
+        ]
+        fields = {"pass": number, "portions": wire.spans(portions)}
+        return self.ask("bring", self._frame(entries, [totals, grads], **fields), self._understand)
 
     def miss(self, partitions: Sequence[int]) -> None:
         """Say that the blocks of these partitions are not here."""
-        fields = {"run": self._me["run"], "partitions": ",".join(map(str, partitions))}
+        fields = {"run": self._me["run"], "partitions": wire.spans(partitions)}
         self.ask("miss", wire.pieces(fields), lambda message: True)
 
     def _frame(self, entries: Any = (), parts: Any = (), **fields: Any) -> list[Any]:
@@ -93,10 +108,11 @@ class PassClient(Asking):
         fields = message.fields
         if wrong := [name for name, kind in _FIELDS.items() if type(fields.get(name)) is not kind]:
             raise DecodeError(f"the answer does not say its {wrong[0]}")
-        portions = tuple(int(part) for part in fields["portions"].split(",") if part)
+        portions = wire.numbers_of(fields["portions"], _MOST)
         vectors = message.arrays().get("vectors")
         if vectors is not None and not isinstance(vectors, np.ndarray):
             raise DecodeError("the vectors of a pass are dense")
         if vectors is not None:
             self._seen = fields["pass"]
+            vectors = vectors.astype(np.float64, copy=False)
         return PassTask(fields["status"], fields["pass"], fields["kind"], portions, vectors)

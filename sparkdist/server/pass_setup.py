@@ -11,6 +11,7 @@ import numpy as np
 from flask import Response
 
 from sparkdist import wire
+from sparkdist.blocks import Array
 from sparkdist.errors import DecodeError
 from sparkdist.server.incoming import Environ, count, identifier, number, read_body, read_fields
 from sparkdist.server.passes import Passes, Task
@@ -33,6 +34,8 @@ class PassSetup:
     port: int
     hosts: frozenset[str]
     token: str = field(repr=False)
+    #: Type of vectors and gradients on the wire.
+    dtype: str = "<f8"
     certificate: Path | None = None
     key: Path | None = None
     run: str = ""
@@ -43,7 +46,7 @@ class PassSetup:
         passes = Passes(self.partitions, self.idle)
         if self.run:
             passes.begin(self.run, self.size)
-        routes = _Routes(passes)
+        routes = _Routes(passes, np.dtype(self.dtype))
         get = {"/healthz": routes.healthz, "/v1/status": routes.status}
         post = {"/v1/work": routes.work, "/v1/bring": routes.bring, "/v1/miss": routes.miss}
         app = make_app(self.token, self.hosts, get, post, routes.tell_fault)
@@ -65,8 +68,8 @@ class PassSetup:
 class _Routes:
     """The views: one method a route."""
 
-    def __init__(self, passes: Passes):
-        self._passes = passes
+    def __init__(self, passes: Passes, dtype: np.dtype[Any]):
+        self._passes, self._dtype = passes, dtype
 
     def tell_fault(self, text: str) -> None:
         """Keep the traceback of an exception for the driver."""
@@ -82,62 +85,67 @@ class _Routes:
 
     def work(self, environ: Environ) -> Response:
         """Give a worker portions, with the vectors of the pass if it has not seen them."""
-        return self._work(*_question(read_fields(read_body(environ, _ROOM))))
+        return self._work(*self._question(read_fields(read_body(environ, _ROOM))))
 
     def bring(self, environ: Environ) -> Response:
         """Take a worker's sums, and give it the next portions in the same round trip."""
         message = wire.decode(read_body(environ, self._passes.longest + _ROOM))
-        fields, portions = message.fields, _numbers(message.fields, "portions")
-        question = _question(fields)  # may refuse, and then nothing is to be booked
-        sums = message.arrays().get("sums")
-        if not isinstance(sums, np.ndarray) or sums.dtype != np.float64 or sums.ndim != 2:
-            raise DecodeError("sums must be one dense array of float64 with a row a portion")
-        self._passes.bring(identifier(fields, "run"), count(fields, "pass"), portions, sums)
+        fields, portions = message.fields, self._numbers(message.fields, "portions")
+        question = self._question(fields)  # may refuse, and then nothing is to be booked
+        arrays = message.arrays()
+        sums = [
+            _rows(arrays, name, dtype)
+            for name, dtype in (("totals", np.dtype(np.float64)), ("grads", self._dtype))
+        ]
+        self._passes.bring(identifier(fields, "run"), count(fields, "pass"), portions, *sums)
         return self._work(*question)
 
     def miss(self, environ: Environ) -> Response:
         """Hear that blocks are not where their worker is."""
         fields = read_fields(read_body(environ, _ROOM))
-        self._passes.miss(identifier(fields, "run"), _numbers(fields, "partitions"))
+        self._passes.miss(identifier(fields, "run"), self._numbers(fields, "partitions"))
         return frame(200, wire.pieces({"status": "ok", "pass": 0, "kind": "", "portions": ""}))
 
     def _work(self, *question: Any) -> Response:
-        return _answer(self._passes.work(*question))
+        return _answer(self._passes.work(*question), self._dtype)
+
+    def _question(self, fields: dict[str, Any]) -> tuple[str, str, Sequence[int], str, int, float]:
+        """Read what a worker says of itself: the arguments of ``Passes.work``."""
+        return (
+            identifier(fields, "run"),
+            identifier(fields, "worker"),
+            self._numbers(fields, "partitions"),
+            identifier(fields, "place"),
+            count(fields, "seen"),
+            min(number(fields, "wait", 0.0), _LONGEST_WAIT),
+        )
+
+    def _numbers(self, fields: dict[str, Any], name: str) -> Sequence[int]:
+        """Read portions, or partitions, of which there are no more: each has a portion."""
+        try:
+            return wire.numbers_of(fields.get(name), self._passes.n_portions)
+        except DecodeError as error:
+            raise DecodeError(f"{name}: {error}") from None
 
 
-def _question(fields: dict[str, Any]) -> tuple[str, str, Sequence[int], str, int, float]:
-    """Read what a worker says of itself: the arguments of ``Passes.work``."""
-    return (
-        identifier(fields, "run"),
-        identifier(fields, "worker"),
-        _numbers(fields, "partitions"),
-        identifier(fields, "place"),
-        count(fields, "seen"),
-        min(number(fields, "wait", 0.0), _LONGEST_WAIT),
-    )
-
-
-def _answer(task: Task) -> Response:
+def _answer(task: Task, dtype: np.dtype[Any]) -> Response:
     fields: dict[str, str | int] = {
         "status": task.status,
         "pass": task.number,
         "kind": task.kind,
-        "portions": ",".join(map(str, task.portions)),
+        "portions": wire.spans(task.portions),
     }
     status = 503 if task.status == "wait" else 200
     if not task.vectors:
         return frame(status, wire.pieces(fields))
-    shape = (task.n_vectors, len(task.vectors) // 8 // task.n_vectors)
-    head, *_ = wire.pieces(fields, [wire.Entry("vectors", "<f8", shape)], [task.vectors])
+    shape = (task.n_vectors, len(task.vectors) // dtype.itemsize // task.n_vectors)
+    head, *_ = wire.pieces(fields, [wire.Entry("vectors", dtype.str, shape)], [task.vectors])
     return frame(status, [head, task.vectors])
 
 
-def _numbers(fields: dict[str, Any], name: str) -> Sequence[int]:
-    """Read a list of numbers, which a field holds as text."""
-    text = fields.get(name)
-    if not isinstance(text, str) or len(text) > wire.HEADER_LIMIT:
-        raise DecodeError(f"{name} must be numbers with commas between them")
-    parts = text.split(",") if text else []
-    if not all(part.isascii() and part.isdigit() and len(part) < 10 for part in parts):
-        raise DecodeError(f"{name} must be numbers with commas between them")
-    return tuple(map(int, parts))
+def _rows(arrays: dict[str, Any], name: str, dtype: np.dtype[Any]) -> Array:
+    """Take an array with a row a portion."""
+    found = arrays.get(name)
+    if not isinstance(found, np.ndarray) or found.dtype != dtype or found.ndim != 2:
+        raise DecodeError(f"{name} must be one dense array of {dtype} with a row a portion")
+    return found

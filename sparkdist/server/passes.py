@@ -11,6 +11,8 @@ import time
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
+
 from sparkdist.blocks import Array, Partial
 from sparkdist.errors import DecodeError, StaleRun
 from sparkdist.server.coordinator import Coordinator
@@ -46,6 +48,7 @@ class Passes:
 
     def __init__(self, partitions: Sequence[int], idle: float):
         self._partitions, self._idle = partitions, idle
+        self.n_portions = len(partitions)
         self._changed = threading.Condition()
         self._run, self._over, self.longest = "", True, 0
         self._number, self._kind, self._size = 0, "", 0
@@ -70,7 +73,7 @@ class Passes:
         with self._changed:
             self._run, self._over, self._rested = run, False, time.monotonic()
             # A worker brings at most everything, each portion with its loss and its weight.
-            self.longest = 8 * len(self._partitions) * (size + 2)
+            self.longest = 8 * self.n_portions * (size + 2)
             self._homes, self._missing, self._coordinator = {}, set(), None
             self._workers = set()
             self._changed.notify_all()
@@ -151,8 +154,10 @@ class Passes:
                     return Task("wait")
                 self._changed.wait(self._until(deadline, now) - now)
 
-    def bring(self, run: str, number: int, portions: Sequence[int], sums: Array) -> None:
-        """Book results: ``sums`` has a row a portion of loss, weight and gradient.
+    def bring(
+        self, run: str, number: int, portions: Sequence[int], totals: Array, grads: Array
+    ) -> None:
+        """Book results: a row a portion, of loss and weight in ``totals``, of d in ``grads``.
 
         A result that comes a second time, or of a pass that is over, changes nothing.
 
@@ -167,15 +172,17 @@ class Passes:
             if coordinator is None or coordinator.done or self._totals is None:
                 self.counts["duplicates"] += len(portions)
                 return
-            if sums.shape != (len(portions), self._size + 2):
-                expected = (len(portions), self._size + 2)
-                raise DecodeError(f"the sums have shape {sums.shape}; the pass needs {expected}")
+            expected = (len(portions), 2), (len(portions), self._size)
+            if (totals.shape, grads.shape) != expected:
+                found = f"{totals.shape} and {grads.shape}"
+                raise DecodeError(f"the sums have shapes {found}; the pass needs {expected}")
             self._learn(portions)
-            for portion, row in zip(portions, sums, strict=True):
+            for portion, (loss, weight), grad in zip(portions, totals, grads, strict=True):
                 fresh = coordinator.accept(portion)
                 self.counts["results" if fresh else "duplicates"] += 1
                 if fresh:
-                    self._totals.add(portion, Partial(float(row[0]), row[2:], float(row[1])))
+                    grad = grad.astype(np.float64, copy=False)
+                    self._totals.add(portion, Partial(float(loss), grad, float(weight)))
             if coordinator.done:
                 self.counts["passes"] += 1
                 self._rested = time.monotonic()

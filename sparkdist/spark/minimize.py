@@ -172,9 +172,10 @@ def _engine_problems(engine: Any, data: Any) -> list[str]:
 
 def _make_engine(engine: str | ResidentEngine, dataset: Dataset, deterministic: bool) -> Engine:
     if isinstance(engine, ResidentEngine):
+        engine.look_again()
         return engine
     if engine == "auto":
-        against = what_speaks_against(dataset.context)
+        against = what_speaks_against(dataset)
         engine = "aggregate" if against else "resident"
         logger.info("engine: %s%s", engine, f", because {against}" if against else "")
     return _ENGINES[engine](dataset, deterministic=deterministic)

@@ -5,41 +5,27 @@ A pass is then a message to each worker and one back, where a Spark job costs 75
 
 from __future__ import annotations
 
-import functools
 import logging
-import secrets
-import threading
-import time
-import uuid
 from collections.abc import Callable
-from contextlib import ExitStack
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-from pyspark import InheritableThread, SparkContext
+from numpy.typing import DTypeLike
 from pyspark.cloudpickle import dumps
 
 from sparkdist.blocks import Array, Partial
-from sparkdist.client import Address
-from sparkdist.errors import InvalidCall, PassFailed, WorkersMissing
+from sparkdist.errors import InvalidCall
 from sparkdist.objectives import Objective
-from sparkdist.server.pass_setup import PassSetup
-from sparkdist.server.supervisor import Supervisor, reserve_port
 from sparkdist.spark.aggregate import AggregateEngine
+from sparkdist.spark.crew import Crew, Options
 from sparkdist.spark.dataset import Dataset
-from sparkdist.spark.failures import told_plainly
-from sparkdist.spark.ingest import PORTION
-from sparkdist.spark.network import bind_host, driver_host, encryption_of, hosts_of, task_slots
-from sparkdist.spark.resident_task import Part, work_at
+from sparkdist.spark.network import driver_host, encryption_of
+from sparkdist.spark.sources import find_dtype
 
 __all__ = ["ResidentEngine", "what_speaks_against"]
 
 logger = logging.getLogger(__name__)
 
-#: Seconds between two looks at the job while a pass is being waited for.
-_LOOK = 0.5
-#: Starts of the server after a death, for as long as the workers stay.
-_RESTARTS = 10
 _dumps: Callable[[Any], bytes] = dumps
 
 
@@ -61,6 +47,9 @@ class ResidentEngine:
         Seconds without a pass after which the workers go home.
     patience
         Seconds after which a pass does not wait any longer for workers without a task slot.
+    messages
+        ``float64``, or ``float32`` for half the bytes a pass: parameters and each portion's
+        gradient are rounded to 6e-8 relative, while sums, loss and weight stay float64.
 
     Raises
     ------
@@ -79,18 +68,27 @@ class ResidentEngine:
         deterministic: bool = True,
         idle: float = 5.0,
         patience: float = 120.0,
+        messages: DTypeLike = "float64",
     ):
+        problems: list[str] = []
+        kind = find_dtype(messages, problems, "messages")
+        if problems:
+            raise InvalidCall("ResidentEngine", problems)
         self.dataset = dataset
-        if not isinstance(dataset.crew, _Crew):
-            dataset.crew = _Crew(dataset)
-        self._crew: _Crew = dataset.crew
-        self._options = _Options(idle, patience)
+        if not isinstance(dataset.crew, Crew):
+            dataset.crew = Crew(dataset)
+        self._crew: Crew = dataset.crew
+        self._options = Options(idle, patience, kind.str)
         self._sent: tuple[Objective, bytes] | None = None
 
     @property
     def single_precision(self) -> bool:
-        """Whether the features are kept in float32."""
-        return bool(self.dataset.dtype == np.float32)
+        """Whether features or messages are float32."""
+        return np.float32 in (self.dataset.dtype, np.dtype(self._options.messages))
+
+    def look_again(self) -> None:
+        """Send the objective anew with the next pass: it may have been changed in place."""
+        self._sent = None
 
     def value_and_grad(self, objective: Objective, w: Array) -> Partial:
         """Sum loss, gradient and weight over the dataset: one pass."""
@@ -117,195 +115,15 @@ class ResidentEngine:
         return getattr(AggregateEngine(self.dataset, deterministic=True), kind)(objective, *vectors)
 
 
-def what_speaks_against(context: SparkContext) -> str | None:
+def what_speaks_against(dataset: Dataset) -> str | None:
     """Say why workers that stay are not wise here, or None."""
+    context = dataset.context
     conf = context.getConf()
     if found := encryption_of(conf, driver_host(context)):
         return f"{found[0]} is set, which does not cover the workers' port"
     if str(conf.get("spark.dynamicAllocation.enabled", "false")).lower() in ("true", "1"):
         return "executors come and go under dynamic allocation, and workers would hold them"
-    if context.statusTracker().getActiveJobsIds():
+    own = dataset.crew.jobs() if isinstance(dataset.crew, Crew) else ()
+    if set(context.statusTracker().getActiveJobsIds()) - set(own):
         return "other jobs are running, for whose task slots the workers would wait"
     return None
-
-
-class _Options(NamedTuple):
-    """How long the workers wait for passes, and a pass for workers."""
-
-    idle: float
-    patience: float
-
-
-class _Crew:
-    """The workers of one dataset, their job and their server, while there are any."""
-
-    def __init__(self, dataset: Dataset):
-        self._dataset = dataset
-        #: One pass at a time, whatever threads the dataset is used from.
-        self.turn = threading.RLock()
-        self._parts = tuple(
-            Part(place, start, min(start + PORTION, n_blocks))
-            for _, (place, n_blocks) in sorted(dataset.blocks.items())
-            for start in range(0, n_blocks, PORTION)
-        )
-        self._stack: ExitStack | None = None
-        self._job: _Job | None = None
-        self._options, self._pickled = _Options(0.0, 0.0), b""
-        self._number = 0
-
-    def evaluate(
-        self,
-        options: _Options,
-        objective: Objective,
-        pickled: bytes,
-        kind: str,
-        vectors: tuple[Array, ...],
-    ) -> Any:
-        """One pass; None if blocks are not where the workers are."""
-        self._dataset.handles  # noqa: B018  # may it still be used?
-        if options != self._options:
-            self.release()
-            self._options = options
-        self._number += 1
-        number, began, state = self._number, time.monotonic(), "over"
-        vectors = tuple(np.ascontiguousarray(vector, dtype=np.float64) for vector in vectors)
-        while True:
-            if state == "over":
-                self._hire(objective, pickled)
-            if state in ("over", "unknown"):
-                state, total = self._server.ask("evaluate", number, kind, vectors, _LOOK)
-            else:
-                state, total = self._server.ask("wait_for", number, _LOOK)
-            if state == "done":
-                return total
-            if state == "missing":
-                return None
-            self._look(began)
-            if self._job is not None and not self._job.is_running():
-                state = "over"
-
-    def release(self, *, cancel: bool = False) -> None:
-        """Send the workers home and stop their server."""
-        with self.turn:
-            job, self._job = self._job, None
-            try:
-                if not cancel and self._stack is not None and self._server.died is None:
-                    self._server.ask("end")
-                if job is not None:
-                    job.end(cancel)
-            finally:
-                self._close()
-
-    def _close(self) -> None:
-        """Stop the server."""
-        stack, self._stack = self._stack, None
-        if stack is not None:
-            stack.close()
-
-    def _hire(self, objective: Objective, pickled: bytes) -> None:
-        """See that workers for this objective are there, or on their way.
-
-        Objectives that pickle alike are one: a parameter that ``==`` overlooks, or a global of
-        the user's function, would otherwise stay as the workers know it.
-        """
-        job = self._job
-        if job is not None and job.is_running() and pickled == self._pickled:
-            if not self._server.ask("status")["over"]:
-                return
-        if self._stack is None:
-            self._open()
-        if job is not None:
-            self._server.ask("end")
-            job.end(False)
-        run = secrets.token_hex(8)
-        n, size = self._dataset.n_features, objective.n_intercepts
-        size += objective.size(n)
-        self._server.begin_passes(run, size)
-        address = Address(*self._where, self._token, run)
-        handles, slots = self._dataset.handles, task_slots(self._dataset.context)
-        if handles.getNumPartitions() > slots:
-            handles = handles.coalesce(slots)
-        patience = self._options.patience
-        work = functools.partial(work_at, address, objective, size, self._parts, patience)
-        self._job = _Job(self._dataset.context, handles.mapPartitions(work), self._close)
-        self._pickled = pickled
-
-    def _open(self) -> None:
-        """Start the server."""
-        context = self._dataset.context
-        host = driver_host(context)
-        if found := encryption_of(context.getConf(), host):
-            problem = f"{', '.join(found)} is set, which its port would bypass"
-            raise InvalidCall("engine='resident'", [f"{problem}; engine='aggregate' does not"])
-        with ExitStack() as stack:
-            held = stack.enter_context(reserve_port(bind_host(context, host)))
-            bound, port = held.getsockname()[:2]
-            self._where, self._token = (host, port), secrets.token_urlsafe(32)
-            setup = PassSetup(
-                tuple(part.place.partition for part in self._parts),
-                self._options.idle,
-                bound,
-                port,
-                hosts_of(host, bound, port),
-                self._token,
-            )
-            self._server = stack.enter_context(Supervisor(setup, _dumps, _RESTARTS))
-            self._stack = stack.pop_all()
-
-    def _look(self, began: float) -> None:
-        """Raise what hinders the pass for good."""
-        job, server = self._job, self._server
-        if server.died is not None:
-            raise server.died
-        if job is not None and job.failed is not None:
-            fault = server.ask("fault")
-            raise PassFailed(f"{job.failed}\n{fault}") if fault else job.failed
-        patience = self._options.patience
-        if job is not None and time.monotonic() - began > patience and (n := job.waiting()):
-            raise WorkersMissing(
-                f"no task slot was free within {patience:g} s for {n} of the resident engine's"
-                " workers; engine='aggregate' waits for its turn at each pass"
-            )
-
-
-class _Job:
-    """The Spark job of the workers, in a thread of its own."""
-
-    def __init__(self, context: Any, workers: Any, stopped: Callable[[], None]):
-        self._context, self._group = context, f"sparkdist-{uuid.uuid4().hex[:12]}"
-        self.failed: PassFailed | None = None
-
-        def run() -> None:
-            try:
-                context.setJobGroup(self._group, "sparkdist: resident workers", True)
-                with told_plainly("a pass"):
-                    workers.collect()
-            except PassFailed as error:
-                self.failed = error
-            except Exception as error:
-                self.failed = PassFailed(f"the resident workers' job ended: {error}")
-            if context._jsc is None or context._jsc.sc().isStopped():
-                stopped()  # nobody else would: a dataset is of no use without its session
-
-        self._thread: threading.Thread = InheritableThread(target=run, daemon=True)
-        self._thread.start()
-
-    def is_running(self) -> bool:
-        """Whether there are workers, or will be."""
-        return self._thread.is_alive()
-
-    def waiting(self) -> int:
-        """How many of its tasks have no slot."""
-        tracker = self._context.statusTracker()
-        jobs = [tracker.getJobInfo(job) for job in tracker.getJobIdsForGroup(self._group)]
-        stages = [tracker.getStageInfo(stage) for job in jobs if job for stage in job.stageIds]
-        return sum(s.numTasks - s.numActiveTasks - s.numCompletedTasks for s in stages if s)
-
-    def end(self, cancel: bool) -> None:
-        """Wait until the workers have gone; with ``cancel``, and when they do not, make them."""
-        patient = time.monotonic() + (0.0 if cancel else 5.0)
-        deadline = time.monotonic() + 30.0
-        while self._thread.is_alive() and time.monotonic() < deadline:
-            if time.monotonic() >= patient:
-                self._context.cancelJobGroup(self._group)
-            self._thread.join(0.1)

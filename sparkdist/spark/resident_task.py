@@ -9,8 +9,10 @@ import uuid
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
+import numpy as np
+
 from sparkdist.blocks import Array, Block, Partial
-from sparkdist.client import Address, PassClient
+from sparkdist.client import Address, PassClient, Worker
 from sparkdist.errors import BadData
 from sparkdist.objectives import Objective
 from sparkdist.spark.ingest import Handle
@@ -18,7 +20,7 @@ from sparkdist.spark.residency import BlocksGone, Place, open_blocks
 from sparkdist.spark.transport import acknowledge_at_once
 from sparkdist.workers import resident
 
-__all__ = ["Part", "work_at"]
+__all__ = ["Part", "TaskSetup", "work_at"]
 
 
 class Part(NamedTuple):
@@ -27,6 +29,18 @@ class Part(NamedTuple):
     place: Place
     start: int
     stop: int
+
+
+class TaskSetup(NamedTuple):
+    """What all workers of a job are told."""
+
+    address: Address
+    objective: Objective
+    #: Of a vector.
+    size: int
+    parts: tuple[Part, ...]
+    patience: float
+    messages: str
 
 
 class _Blocks:
@@ -44,16 +58,10 @@ class _Blocks:
         return self._opened[place.partition]
 
 
-def work_at(
-    address: Address,
-    objective: Objective,
-    size: int,
-    parts: tuple[Part, ...],
-    patience: float,
-    handles: Iterable[Handle],
-) -> Iterator[int]:
+def work_at(setup: TaskSetup, handles: Iterable[Handle]) -> Iterator[int]:
     """Be a resident worker, and give the number of portions that it worked at."""
     acknowledge_at_once()
+    parts, objective = setup.parts, setup.objective
     blocks, own = _Blocks(), list[int]()
     places = {part.place.partition: part.place for part in parts}
     gone: list[int] = []
@@ -78,8 +86,8 @@ def work_at(
             raise
         return functools.reduce(Partial.__add__, (_sums(objective, kind, vectors, b) for b in some))
 
-    me, two_vectors = uuid.uuid4().hex, 16 * size
-    with PassClient(address, me, own, _host_name(), two_vectors, patience) as client:
+    me, kind = Worker(uuid.uuid4().hex, own, _host_name()), np.dtype(setup.messages)
+    with PassClient(setup.address, me, kind, 2 * setup.size, setup.patience) as client:
         if gone:
             client.miss(gone)
         yield resident(client, compute) if own else 0

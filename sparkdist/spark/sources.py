@@ -48,12 +48,12 @@ def refuse_connect(source: Any) -> None:
         )
 
 
-def find_dtype(dtype: Any, problems: list[str]) -> np.dtype[Any]:
+def find_dtype(dtype: Any, problems: list[str], what: str = "dtype") -> np.dtype[Any]:
     """Return float32 or float64; what is neither is added to ``problems``."""
     # By name, because np.dtype() makes float64 of None.  A dtype has a name, np.float32 a __name__.
     name = getattr(dtype, "name", getattr(dtype, "__name__", dtype))
     if not isinstance(name, str) or name not in ("float64", "float32"):
-        problems.append(f"dtype must be 'float64' or 'float32'; it is {dtype!r}")
+        problems.append(f"{what} must be 'float64' or 'float32'; it is {dtype!r}")
         name = "float64"
     return np.dtype(name)
 

@@ -1,0 +1,230 @@
+"""Crew: the workers of a dataset that stay, their Spark job and their server."""
+
+from __future__ import annotations
+
+import functools
+import secrets
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack
+from typing import Any, NamedTuple
+
+import numpy as np
+from pyspark import InheritableThread
+from pyspark.cloudpickle import dumps
+
+from sparkdist.blocks import Array
+from sparkdist.client import Address
+from sparkdist.errors import InvalidCall, PassFailed, WorkersMissing
+from sparkdist.objectives import Objective
+from sparkdist.server.pass_setup import PassSetup
+from sparkdist.server.supervisor import Supervisor, reserve_port
+from sparkdist.spark.dataset import Dataset
+from sparkdist.spark.failures import told_plainly
+from sparkdist.spark.ingest import PORTION
+from sparkdist.spark.network import bind_host, driver_host, encryption_of, hosts_of, task_slots
+from sparkdist.spark.resident_task import Part, TaskSetup, work_at
+
+__all__ = ["Crew", "Options"]
+
+#: Seconds between two looks at the job while a pass is being waited for.
+_LOOK = 0.5
+#: Starts of the server after a death, for as long as the workers stay.
+_RESTARTS = 10
+_dumps: Callable[[Any], bytes] = dumps
+
+
+class Options(NamedTuple):
+    """How long the workers wait for passes, and a pass for workers; what their messages hold."""
+
+    idle: float
+    patience: float
+    messages: str = "<f8"
+
+
+class Crew:
+    """The workers of one dataset, their job and their server, while there are any."""
+
+    def __init__(self, dataset: Dataset):
+        self._dataset = dataset
+        #: One pass at a time, whatever threads the dataset is used from.
+        self.turn = threading.RLock()
+        self._parts = tuple(
+            Part(place, start, min(start + PORTION, n_blocks))
+            for _, (place, n_blocks) in sorted(dataset.blocks.items())
+            for start in range(0, n_blocks, PORTION)
+        )
+        self._stack: ExitStack | None = None
+        self._job: _Job | None = None
+        self._options, self._pickled = Options(0.0, 0.0), b""
+        self._number = 0
+
+    def evaluate(
+        self,
+        options: Options,
+        objective: Objective,
+        pickled: bytes,
+        kind: str,
+        vectors: tuple[Array, ...],
+    ) -> Any:
+        """One pass; None if blocks are not where the workers are."""
+        self._dataset.handles  # noqa: B018  # may it still be used?
+        if options != self._options:
+            self.release()
+            self._options = options
+        self._number += 1
+        number, began, state = self._number, time.monotonic(), "over"
+        vectors = tuple(np.ascontiguousarray(v, dtype=options.messages) for v in vectors)
+        while True:
+            if state == "over":
+                self._hire(objective, pickled)
+            if state in ("over", "unknown"):
+                state, total = self._server.ask("evaluate", number, kind, vectors, _LOOK)
+            else:
+                state, total = self._server.ask("wait_for", number, _LOOK)
+            if state == "done":
+                return total
+            if state == "missing":
+                return None
+            self._look(began)
+            if self._job is not None and not self._job.is_running():
+                state = "over"
+
+    def jobs(self) -> Iterable[int]:
+        """Numbers of the workers' Spark jobs."""
+        return () if self._job is None else self._job.numbers()
+
+    def release(self, *, cancel: bool = False) -> None:
+        """Send the workers home and stop their server."""
+        with self.turn:
+            job, self._job = self._job, None
+            try:
+                if not cancel and self._stack is not None and self._server.died is None:
+                    self._server.ask("end")
+                if job is not None:
+                    job.end(cancel)
+            finally:
+                self._close()
+
+    def _close(self) -> None:
+        """Stop the server."""
+        stack, self._stack = self._stack, None
+        if stack is not None:
+            stack.close()
+
+    def _hire(self, objective: Objective, pickled: bytes) -> None:
+        """See that workers for this objective are there, or on their way.
+
+        Objectives that pickle alike are one: a parameter that ``==`` overlooks, or a global of
+        the user's function, would otherwise stay as the workers know it.
+        """
+        job = self._job
+        if job is not None and job.is_running() and pickled == self._pickled:
+            if not self._server.ask("status")["over"]:
+                return
+        if self._stack is None:
+            self._open()
+        if job is not None:
+            self._server.ask("end")
+            job.end(False)
+        run = secrets.token_hex(8)
+        n, size = self._dataset.n_features, objective.n_intercepts
+        size += objective.size(n)
+        self._server.begin_passes(run, size)
+        address = Address(*self._where, self._token, run)
+        handles, slots = self._dataset.handles, task_slots(self._dataset.context)
+        if handles.getNumPartitions() > slots:
+            handles = handles.coalesce(slots)
+        task = TaskSetup(
+            address, objective, size, self._parts, self._options.patience, self._options.messages
+        )
+        work = functools.partial(work_at, task)
+        self._job = _Job(self._dataset.context, handles.mapPartitions(work), self._close)
+        self._pickled = pickled
+
+    def _open(self) -> None:
+        """Start the server."""
+        context = self._dataset.context
+        host = driver_host(context)
+        if found := encryption_of(context.getConf(), host):
+            problem = f"{', '.join(found)} is set, which its port would bypass"
+            raise InvalidCall("engine='resident'", [f"{problem}; engine='aggregate' does not"])
+        with ExitStack() as stack:
+            held = stack.enter_context(reserve_port(bind_host(context, host)))
+            bound, port = held.getsockname()[:2]
+            self._where, self._token = (host, port), secrets.token_urlsafe(32)
+            setup = PassSetup(
+                tuple(part.place.partition for part in self._parts),
+                self._options.idle,
+                bound,
+                port,
+                hosts_of(host, bound, port),
+                self._token,
+                self._options.messages,
+            )
+            self._server = stack.enter_context(Supervisor(setup, _dumps, _RESTARTS))
+            self._stack = stack.pop_all()
+
+    def _look(self, began: float) -> None:
+        """Raise what hinders the pass for good."""
+        job, server = self._job, self._server
+        if server.died is not None:
+            raise server.died
+        if job is not None and job.failed is not None:
+            fault = server.ask("fault")
+            raise PassFailed(f"{job.failed}\n{fault}") if fault else job.failed
+        patience = self._options.patience
+        if job is not None and time.monotonic() - began > patience and (n := job.waiting()):
+            raise WorkersMissing(
+                f"no task slot was free within {patience:g} s for {n} of the resident engine's"
+                " workers; engine='aggregate' waits for its turn at each pass"
+            )
+
+
+class _Job:
+    """The Spark job of the workers, in a thread of its own."""
+
+    def __init__(self, context: Any, workers: Any, stopped: Callable[[], None]):
+        self._context, self._group = context, f"sparkdist-{uuid.uuid4().hex[:12]}"
+        self.failed: PassFailed | None = None
+
+        def run() -> None:
+            try:
+                context.setJobGroup(self._group, "sparkdist: resident workers", True)
+                with told_plainly("a pass"):
+                    workers.collect()
+            except PassFailed as error:
+                self.failed = error
+            except Exception as error:
+                self.failed = PassFailed(f"the resident workers' job ended: {error}")
+            if context._jsc is None or context._jsc.sc().isStopped():
+                stopped()  # nobody else would: a dataset is of no use without its session
+
+        self._thread: threading.Thread = InheritableThread(target=run, daemon=True)
+        self._thread.start()
+
+    def is_running(self) -> bool:
+        """Whether there are workers, or will be."""
+        return self._thread.is_alive()
+
+    def numbers(self) -> Iterable[int]:
+        """Return Spark's numbers of it."""
+        return self._context.statusTracker().getJobIdsForGroup(self._group)
+
+    def waiting(self) -> int:
+        """How many of its tasks have no slot."""
+        tracker = self._context.statusTracker()
+        jobs = [tracker.getJobInfo(job) for job in self.numbers()]
+        stages = [tracker.getStageInfo(stage) for job in jobs if job for stage in job.stageIds]
+        return sum(s.numTasks - s.numActiveTasks - s.numCompletedTasks for s in stages if s)
+
+    def end(self, cancel: bool) -> None:
+        """Wait until the workers have gone; with ``cancel``, and when they do not, make them."""
+        patient = time.monotonic() + (0.0 if cancel else 5.0)
+        deadline = time.monotonic() + 30.0
+        while self._thread.is_alive() and time.monotonic() < deadline:
+            if time.monotonic() >= patient:
+                self._context.cancelJobGroup(self._group)
+            self._thread.join(0.1)
