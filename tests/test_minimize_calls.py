@@ -16,7 +16,7 @@ from pyspark import RDD
 from pyspark.sql import SparkSession
 from scipy.optimize import Bounds
 
-from sparkdist import L1, L2, Dataset, ElasticNet, Hinge, Logistic, minimize
+from sparkdist import L1, L2, Dataset, ElasticNet, Hinge, Logistic, methods, minimize, registry
 from sparkdist.errors import InvalidCall, PassFailed
 from tests.conftest import random_block
 from tests.job_count import counted_jobs
@@ -65,7 +65,8 @@ ARGUMENTS = [
     ({"penalty": 0.1}, "penalty is 0.1; it must be L2(...), L1(...) or ElasticNet(...)"),
     (
         {"method": "bfgs"},
-        "there is no method 'bfgs'; there are gd, lbfgs, newton_cg, owlqn, downpour, sgd",
+        "there is no method 'bfgs'; there are gd, lbfgs, newton_cg, owlqn, "
+        + ", ".join(registry.names(methods)),
     ),
     ({"engine": "spark"}, "there is no engine 'spark'; there are aggregate, resident, auto"),
     ({"memroy": 5}, "lbfgs has no option 'memroy'; it has memory"),

@@ -102,7 +102,7 @@ def status(data: Dataset) -> dict[str, Any]:
 
 def passes_of(data: Dataset) -> int:
     """How many passes the resident workers' server has finished."""
-    return status(data)["passes"] if data.crew and data.crew._stack else 0
+    return status(data)["passes"] if data.crew and data.crew._seat else 0
 
 
 def flat(model: Any) -> Array:
@@ -300,7 +300,7 @@ def test_auto_takes_the_workers_unless_somebody_else_wants_the_slots(
     small.free_slots()
     with slots_taken(1, spark.sparkContext, tmp_path / "let go"):
         assert solve(small, "auto", max_iter=1).passes > 0
-        assert small.crew._stack is None
+        assert small.crew._seat is None
     assert caplog.records[-1].message == (
         "engine: aggregate, because other jobs are running, for whose task slots the workers would"
         " wait"
@@ -373,7 +373,7 @@ def test_the_end_of_the_dataset_ends_workers_and_server(way, spark):
         if way != "unpersist":
             stack.enter_context(data)
         solve(data, ResidentEngine(data, idle=10 * LONG))
-        pid, where = data.crew._server.pid, data.crew._where
+        pid, where = data.crew._server.pid, data.crew._seat.where
         assert not is_gone(pid) and not nobody_listens(where)
         assert not no_job(spark.sparkContext)
         if way == "unpersist":
@@ -452,7 +452,7 @@ def test_r51_a_loss_that_raises_is_told_and_frees_the_slots(small, spark, tmp_pa
         solve(small, objective=own_loss_with_a_fault, w0=np.zeros(3))
     assert "ArithmeticError: the user's own words" in str(caught.value)
     assert 'in own_loss_with_a_fault\n    raise ArithmeticError("the user' in str(caught.value)
-    assert small.crew._stack is None
+    assert small.crew._seat is None
     assert slots_are_free(spark.sparkContext, tmp_path / "met")
     assert solve(small).success
 
@@ -484,7 +484,7 @@ def test_without_slots_the_pass_ends_and_names_the_other_engine(taken, small, sp
     with slots_taken(taken, spark.sparkContext, tmp_path / "let go"):
         with pytest.raises(WorkersMissing, match=expected):
             solve(small, ResidentEngine(small, patience=1.0))
-    assert small.crew._stack is None
+    assert small.crew._seat is None
     assert solve(small).success
 
 
@@ -510,7 +510,7 @@ def test_two_threads_may_use_one_dataset(small):
 
 def test_r39_the_token_is_in_no_log_status_or_command_line(small, spark, folder):
     solve(small)
-    token, context = small.crew._token, spark.sparkContext
+    token, context = small.crew._seat.token, spark.sparkContext
     assert len(token) >= 43  # 256 bits in base 64
     context._jsc.sc().listenerBus().waitUntilEmpty()
     events = [path.read_text() for path in (folder / "events").rglob("*") if path.is_file()]
@@ -527,7 +527,7 @@ def test_the_end_of_the_session_ends_workers_and_server(spark, only):
     only.close()
     data = Dataset.from_arrays(spark, *SMALL, n_partitions=3)
     solve(data, ResidentEngine(data, idle=10 * LONG))
-    pid, where, job = data.crew._server.pid, data.crew._where, data.crew._job
+    pid, where, job = data.crew._server.pid, data.crew._seat.where, data.crew._job
     spark.stop()
     until(lambda: not job.is_running())
     assert is_gone(pid)

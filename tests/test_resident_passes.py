@@ -9,6 +9,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -56,8 +57,8 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 
 def begun(partitions: Sequence[int] = PARTITIONS, idle: float = LONG) -> Passes:
-    passes = Passes(partitions, idle)
-    passes.begin(RUN, D)
+    passes = Passes(idle)
+    passes.begin(RUN, D, partitions)
     return passes
 
 
@@ -243,7 +244,7 @@ def test_homes_of_a_run_are_forgotten_with_it(clock):
     passes = begun([0, 1])
     start(passes)
     bring(passes, ask(passes, "a", 0).portions)
-    passes.begin("run2", D)
+    passes.begin("run2", D, passes._partitions)
     passes.evaluate(2, "value_and_grad", (W,), 0.0)
     # Whether the blocks of 0 are still here is not known before its worker comes.
     task = passes.work("run2", "b", (1,), "here", 0, 0.0)
@@ -364,7 +365,7 @@ def test_r6_a_waiting_worker_is_told_that_another_run_has_begun():
     passes = begun([0])
     worker = Waiting(passes.work, RUN, "a", (0,), "here", 0, 300.0)
     wait_until_it_waits(passes)
-    passes.begin("run2", D)
+    passes.begin("run2", D, passes._partitions)
     with pytest.raises(StaleRun):
         worker.result()
 
@@ -418,7 +419,7 @@ def test_workers_go_home_when_there_was_no_pass_for_long(clock):
     assert ask(passes, "a", 0).status == "over"
     assert passes.status()["over"] is True
     assert passes.evaluate(2, "value_and_grad", (W,), 0.0) == ("over", None)
-    passes.begin(RUN, D)
+    passes.begin(RUN, D, [0])
     assert ask(passes, "a", 0).status == "wait"
 
 
@@ -439,12 +440,20 @@ def test_an_end_in_the_middle_of_a_pass_is_told_to_both_sides(clock):
     assert ask(passes, "a", 0).status == "over"
 
 
-def test_before_the_first_run_everything_is_over(clock):
-    passes = Passes(PARTITIONS, LONG)
+def test_before_the_first_run_the_driver_is_told_so_and_workers_wait_for_it():
+    passes = Passes(LONG)
     assert passes.evaluate(1, "value_and_grad", (W,), 0.0) == ("over", None)
     assert passes.wait_for(1, 0.0) == ("over", None)
+    assert ask(passes, "a", 0).status == "wait"
+    early = [Waiting(partial(ask, passes, "a", 0, seconds=60.0)), Waiting(passes.miss, RUN, [1])]
+    other = Waiting(partial(ask, passes, "b", 1, run="another", seconds=60.0))
+    passes.begin(RUN, D, (0, 1))
+    start(passes)
+    assert early[0].result().portions == (0,)
+    early[1].result()
+    assert passes.wait_for(1, 0.0) == ("missing", None)
     with pytest.raises(StaleRun):
-        ask(passes, "a", 0)
+        other.result()
 
 
 def test_a_pass_of_an_earlier_server_or_run_is_unknown(clock):
@@ -453,7 +462,7 @@ def test_a_pass_of_an_earlier_server_or_run_is_unknown(clock):
     bring(passes, [0], 8)
     start(passes, 8)
     assert passes.wait_for(7, 0.0) == ("unknown", None)
-    passes.begin("run2", D)
+    passes.begin("run2", D, passes._partitions)
     assert passes.wait_for(8, 0.0) == ("unknown", None)
 
 
@@ -464,7 +473,7 @@ def test_missing_blocks_are_told_until_another_run_begins():
     passes.miss(RUN, [1])
     assert driver.result() == ("missing", None)
     assert passes.wait_for(1, 0.0) == ("missing", None)
-    passes.begin("run2", D)
+    passes.begin("run2", D, passes._partitions)
     start(passes, 2)
 
 
@@ -491,7 +500,7 @@ def test_r50_everything_is_counted(clock):
         **{"run": RUN, "pass": 2, "over": False, "portions": 2, "workers": 2},
         **{"results": 4, "duplicates": 2, "passes": 2},
     }
-    passes.begin("run2", D)
+    passes.begin("run2", D, passes._partitions)
     assert passes.status()["workers"] == 0
 
 
@@ -511,7 +520,15 @@ class Served(SimpleNamespace):
     def make(cls, partitions: Sequence[int] = (0, 0), dtype: str = "<f8") -> Served:
         hosts = frozenset({HOST})
         setup = PassSetup(
-            tuple(partitions), LONG, "127.0.0.1", 4711, hosts, TOKEN, dtype, run=RUN, size=D
+            LONG,
+            "127.0.0.1",
+            4711,
+            hosts,
+            TOKEN,
+            dtype,
+            run=RUN,
+            size=D,
+            partitions=tuple(partitions),
         )
         return cls(setup=setup, service=setup.service())
 
@@ -840,7 +857,7 @@ def supervised() -> Iterator[tuple[Supervisor, Address]]:
         host, port = held.getsockname()[:2]
         hosts = frozenset({f"{host}:{port}"})
         partitions = tuple(number // 5 for number in range(20))
-        setup = PassSetup(partitions, LONG, host, port, hosts, TOKEN, run=RUN, size=D)
+        setup = PassSetup(LONG, host, port, hosts, TOKEN, run=RUN, size=D, partitions=partitions)
         with Supervisor(setup, pickle.dumps, restarts=3) as supervisor:
             yield supervisor, Address(host, port, TOKEN, RUN)
     finally:

@@ -21,6 +21,8 @@ from sparkdist.server.web import as_json, frame, make_app
 __all__ = ["PassSetup"]
 
 _LONGEST_WAIT = 20.0
+#: Partitions that a worker may name before the driver has opened the run.
+_MOST = 1 << 20
 _ROOM = wire.HEADER_LIMIT + wire.PRELUDE_BYTES
 
 
@@ -28,7 +30,6 @@ _ROOM = wire.HEADER_LIMIT + wire.PRELUDE_BYTES
 class PassSetup:
     """Everything that the server of a resident job is started from, and started again."""
 
-    partitions: tuple[int, ...]
     idle: float
     host: str
     port: int
@@ -40,12 +41,13 @@ class PassSetup:
     key: Path | None = None
     run: str = ""
     size: int = 0
+    partitions: Sequence[int] = ()
 
     def service(self) -> Service:
         """Serve the passes of a dataset."""
-        passes = Passes(self.partitions, self.idle)
+        passes = Passes(self.idle)
         if self.run:
-            passes.begin(self.run, self.size)
+            passes.begin(self.run, self.size, self.partitions)
         routes = _Routes(passes, np.dtype(self.dtype))
         get = {"/healthz": routes.healthz, "/v1/status": routes.status}
         post = {"/v1/work": routes.work, "/v1/bring": routes.bring, "/v1/miss": routes.miss}
@@ -123,7 +125,7 @@ class _Routes:
     def _numbers(self, fields: dict[str, Any], name: str) -> Sequence[int]:
         """Read portions, or partitions, of which there are no more: each has a portion."""
         try:
-            return wire.numbers_of(fields.get(name), self._passes.n_portions)
+            return wire.numbers_of(fields.get(name), self._passes.n_portions or _MOST)
         except DecodeError as error:
             raise DecodeError(f"{name}: {error}") from None
 

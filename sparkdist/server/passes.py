@@ -22,6 +22,8 @@ __all__ = ["Passes", "Task"]
 
 #: Seconds: a copy of portions is not worth while sooner, and not before this many usual times.
 _SOONEST, _USUAL_TIMES = 0.1, 3.0
+#: Seconds that a worker waits for the first run to be opened.
+_BEGINNING = 20.0
 
 
 class Task(NamedTuple):
@@ -40,15 +42,13 @@ class Passes:
 
     Parameters
     ----------
-    partitions
-        The partition of each portion, in the order in which their results are added up.
     idle
         Seconds without a pass after which the workers are sent home: they hold task slots.
     """
 
-    def __init__(self, partitions: Sequence[int], idle: float):
-        self._partitions, self._idle = partitions, idle
-        self.n_portions = len(partitions)
+    def __init__(self, idle: float):
+        self._idle = idle
+        self._partitions: Sequence[int] = ()
         self._changed = threading.Condition()
         self._run, self._over, self.longest = "", True, 0
         self._number, self._kind, self._size = 0, "", 0
@@ -65,12 +65,19 @@ class Passes:
 
     # --- the driver's side ------------------------------------------------------------------
 
-    def begin(self, run: str, size: int) -> None:
+    @property
+    def n_portions(self) -> int:
+        """How many portions a pass has."""
+        return len(self._partitions)
+
+    def begin(self, run: str, size: int, partitions: Sequence[int]) -> None:
         """Open a run for the workers of a new job; those of another one are sent home.
 
-        Its vectors have at most ``size`` elements.
+        Its vectors have at most ``size`` elements; ``partitions`` has the partition of each
+        portion, in the order in which their results are added up.
         """
         with self._changed:
+            self._partitions = partitions
             self._run, self._over, self._rested = run, False, time.monotonic()
             # A worker brings at most everything, each portion with its loss and its weight.
             self.longest = 8 * self.n_portions * (size + 2)
@@ -140,8 +147,10 @@ class Passes:
         deadline = time.monotonic() + seconds
         with self._changed:
             while True:
-                self._refuse_stale(run)
+                self._await_run(run, deadline)
                 now = time.monotonic()
+                if not self._run:
+                    return Task("wait")
                 if self._over or self._has_rested(now):
                     return Task("over")
                 self._workers.add(worker)
@@ -191,11 +200,19 @@ class Passes:
     def miss(self, run: str, partitions: Sequence[int]) -> None:
         """Hear that a worker's blocks are not where it is."""
         with self._changed:
+            self._await_run(run, time.monotonic() + _BEGINNING)
             self._refuse_stale(run)
             self._missing.update(partitions)
             self._changed.notify_all()
 
     # --- under the lock ---------------------------------------------------------------------
+
+    def _await_run(self, run: str, deadline: float) -> None:
+        """Wait for the first run: Spark may have its workers up before the driver opens it."""
+        while not self._run and (left := deadline - time.monotonic()) > 0:
+            self._changed.wait(left)
+        if self._run:
+            self._refuse_stale(run)
 
     def _refuse_stale(self, run: str) -> None:
         if run != self._run:

@@ -8,32 +8,27 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterable
-from contextlib import ExitStack
 from typing import Any, NamedTuple
 
 import numpy as np
 from pyspark import InheritableThread
-from pyspark.cloudpickle import dumps
 
 from sparkdist.blocks import Array
 from sparkdist.client import Address
-from sparkdist.errors import InvalidCall, PassFailed, WorkersMissing
+from sparkdist.errors import PassFailed, WorkersMissing
 from sparkdist.objectives import Objective
-from sparkdist.server.pass_setup import PassSetup
-from sparkdist.server.supervisor import Supervisor, reserve_port
+from sparkdist.server.supervisor import Supervisor
 from sparkdist.spark.dataset import Dataset
 from sparkdist.spark.failures import told_plainly
 from sparkdist.spark.ingest import PORTION
-from sparkdist.spark.network import bind_host, driver_host, encryption_of, hosts_of, task_slots
+from sparkdist.spark.network import task_slots
 from sparkdist.spark.resident_task import Part, TaskSetup, work_at
+from sparkdist.spark.seat import Seat
 
 __all__ = ["Crew", "Options"]
 
 #: Seconds between two looks at the job while a pass is being waited for.
 _LOOK = 0.5
-#: Starts of the server after a death, for as long as the workers stay.
-_RESTARTS = 10
-_dumps: Callable[[Any], bytes] = dumps
 
 
 class Options(NamedTuple):
@@ -56,7 +51,7 @@ class Crew:
             for _, (place, n_blocks) in sorted(dataset.blocks.items())
             for start in range(0, n_blocks, PORTION)
         )
-        self._stack: ExitStack | None = None
+        self._seat: Seat | None = None
         self._job: _Job | None = None
         self._options, self._pickled = Options(0.0, 0.0), b""
         self._number = 0
@@ -75,12 +70,14 @@ class Crew:
             self.release()
             self._options = options
         self._number += 1
-        number, began, state = self._number, time.monotonic(), "over"
+        number, began = self._number, time.monotonic()
+        state = "unknown" if self._works_at(pickled) else "over"
         vectors = tuple(np.ascontiguousarray(v, dtype=options.messages) for v in vectors)
         while True:
             if state == "over":
                 self._hire(objective, pickled)
-            if state in ("over", "unknown"):
+                state = "unknown"
+            if state == "unknown":
                 state, total = self._server.ask("evaluate", number, kind, vectors, _LOOK)
             else:
                 state, total = self._server.ask("wait_for", number, _LOOK)
@@ -101,7 +98,7 @@ class Crew:
         with self.turn:
             job, self._job = self._job, None
             try:
-                if not cancel and self._stack is not None and self._server.died is None:
+                if not cancel and self._seat is not None and self._server.died is None:
                     self._server.ask("end")
                 if job is not None:
                     job.end(cancel)
@@ -110,9 +107,19 @@ class Crew:
 
     def _close(self) -> None:
         """Stop the server."""
-        stack, self._stack = self._stack, None
-        if stack is not None:
-            stack.close()
+        seat, self._seat = self._seat, None
+        if seat is not None:
+            seat.close()
+
+    @property
+    def _server(self) -> Supervisor:
+        assert self._seat is not None
+        return self._seat.server
+
+    def _works_at(self, pickled: bytes) -> bool:
+        """Whether there are workers for this objective, or were a moment ago."""
+        job = self._job
+        return job is not None and job.is_running() and pickled == self._pickled
 
     def _hire(self, objective: Objective, pickled: bytes) -> None:
         """See that workers for this objective are there, or on their way.
@@ -120,20 +127,17 @@ class Crew:
         Objectives that pickle alike are one: a parameter that ``==`` overlooks, or a global of
         the user's function, would otherwise stay as the workers know it.
         """
-        job = self._job
-        if job is not None and job.is_running() and pickled == self._pickled:
-            if not self._server.ask("status")["over"]:
-                return
-        if self._stack is None:
-            self._open()
-        if job is not None:
+        if self._seat is None:
+            options = self._options
+            self._seat = Seat(self._dataset.context, options.idle, options.messages)
+        if self._job is not None:
             self._server.ask("end")
-            job.end(False)
+            self._job.end(False)
         run = secrets.token_hex(8)
         n, size = self._dataset.n_features, objective.n_intercepts
         size += objective.size(n)
-        self._server.begin_passes(run, size)
-        address = Address(*self._where, self._token, run)
+        partitions = tuple(part.place.partition for part in self._parts)
+        address = Address(*self._seat.where, self._seat.token, run)
         handles, slots = self._dataset.handles, task_slots(self._dataset.context)
         if handles.getNumPartitions() > slots:
             handles = handles.coalesce(slots)
@@ -141,31 +145,19 @@ class Crew:
             address, objective, size, self._parts, self._options.patience, self._options.messages
         )
         work = functools.partial(work_at, task)
-        self._job = _Job(self._dataset.context, handles.mapPartitions(work), self._close)
+        if self._seat.ready:  # it may know another run, and would refuse workers of a new one
+            self._server.begin_passes(run, size, partitions)
+            self._job = _Job(self._dataset.context, handles.mapPartitions(work), self._close)
+        else:  # it starts while Spark does
+            self._job = _Job(self._dataset.context, handles.mapPartitions(work), self._close)
+            self._server.begin_passes(run, size, partitions)
         self._pickled = pickled
 
-    def _open(self) -> None:
-        """Start the server."""
-        context = self._dataset.context
-        host = driver_host(context)
-        if found := encryption_of(context.getConf(), host):
-            problem = f"{', '.join(found)} is set, which its port would bypass"
-            raise InvalidCall("engine='resident'", [f"{problem}; engine='aggregate' does not"])
-        with ExitStack() as stack:
-            held = stack.enter_context(reserve_port(bind_host(context, host)))
-            bound, port = held.getsockname()[:2]
-            self._where, self._token = (host, port), secrets.token_urlsafe(32)
-            setup = PassSetup(
-                tuple(part.place.partition for part in self._parts),
-                self._options.idle,
-                bound,
-                port,
-                hosts_of(host, bound, port),
-                self._token,
-                self._options.messages,
-            )
-            self._server = stack.enter_context(Supervisor(setup, _dumps, _RESTARTS))
-            self._stack = stack.pop_all()
+    def take(self, seat: Seat, options: Options) -> None:
+        """Use a server that has been started with these options already."""
+        with self.turn:
+            self.release()
+            self._seat, self._options = seat, options
 
     def _look(self, began: float) -> None:
         """Raise what hinders the pass for good."""

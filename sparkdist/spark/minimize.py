@@ -13,7 +13,7 @@ from pyspark import RDD
 from pyspark.sql import DataFrame
 from scipy.optimize import OptimizeResult
 
-from sparkdist.checks import STOCHASTIC, find_problems
+from sparkdist.checks import find_problems
 from sparkdist.errors import InvalidCall
 from sparkdist.objectives import Objective, UserLoss
 from sparkdist.problem import BoundsLike, Engine, Penalty, as_objective, pose
@@ -22,16 +22,17 @@ from sparkdist.result import Result
 from sparkdist.run import Run
 from sparkdist.spark.aggregate import AggregateEngine
 from sparkdist.spark.dataset import Dataset, as_dataset
-from sparkdist.spark.resident import ResidentEngine, what_speaks_against
+from sparkdist.spark.network import context_of
+from sparkdist.spark.resident import IDLE, ResidentEngine, what_speaks_against
 from sparkdist.spark.scoring import model_of
+from sparkdist.spark.seat import Seat
 from sparkdist.spark.sources import describe, refuse_connect
-from sparkdist.spark.stochastic import descend, find_problems_of_options
+from sparkdist.spark.stochastic import NAMES, descend, find_problems_of_options
 
 __all__ = ["minimize"]
 
 logger = logging.getLogger(__name__)
 
-_ENGINES = {"aggregate": AggregateEngine, "resident": ResidentEngine}
 _TOL, _MAX_ITER = 1e-6, 1000
 
 
@@ -75,8 +76,8 @@ def minimize(
         function, whose parameters it shapes.
     method
         ``lbfgs`` (the only one with bounds), ``owlqn`` (for L1), ``newton_cg`` or ``gd``.  Or, with
-        a :class:`ModelServer` of its own, ``sgd``, synchronous mini-batch descent, or
-        ``downpour``, asynchronous AdaGrad.
+        a :class:`ModelServer` of its own, one of :mod:`sparkdist.methods`: ``sgd``, synchronous
+        mini-batch descent, ``downpour``, asynchronous AdaGrad, ``local_sgd``, ``easgd`` ...
     penalty
         :class:`L2`, :class:`L1` or :class:`ElasticNet`.  It never touches the intercept, nor
         the arrays that ``unpenalized`` names.
@@ -103,8 +104,8 @@ def minimize(
     progress
         Show a live line on a terminal or in a notebook.
     **options
-        Of the solver: see :mod:`sparkdist.solvers`.  For ``sgd`` and ``downpour`` those of
-        :class:`ModelServer` and its ``train``: batch_size, epochs, seed, updater ...
+        Of the solver: see :mod:`sparkdist.solvers`.  On a model server those of the method, and
+        of :class:`ModelServer` and its ``train``: batch_size, epochs, seed, updater ...
 
     Returns
     -------
@@ -125,17 +126,17 @@ def minimize(
     began = time.perf_counter()
     refuse_connect(data)
     loss, problems = _objective_or_problems(objective, w0)
-    problems += find_problems(loss, method, penalty, bounds, options, tol=tol, max_iter=max_iter)
-    if method in STOCHASTIC:
+    problems += find_problems(
+        loss, method, penalty, bounds, options, tol=tol, max_iter=max_iter, on_server=NAMES
+    )
+    if method in NAMES:
         exact = _given(tol, max_iter, bounds, deterministic and method != "sgd")
         problems += find_problems_of_options(method, options, exact)
-    problems += _engine_problems(engine, data)
-    if not isinstance(data, Dataset | DataFrame | RDD):
-        rule = "it must be a Dataset, a DataFrame or an RDD"
-        problems.append(f"data is {describe(data)}; {rule}")
+    problems += _engine_problems(engine, data) + _data_problems(data)
     if loss is None or (problems and not isinstance(data, Dataset)):
         raise InvalidCall("minimize", problems)
     with ExitStack() as stack:
+        seat = _early_seat(engine, method, data, stack)
         dataset = as_dataset(data, stack)
         problems += _weight_problems(loss, dataset)
         problem = pose(
@@ -150,10 +151,10 @@ def minimize(
         )
         if problems:
             raise InvalidCall("minimize", problems)
-        if method in STOCHASTIC:
+        if method in NAMES:
             return descend(method, problem, dataset, w0, callback, options, progress)
         dataset.refuse_labels(loss)
-        sums = _make_engine(engine, dataset, deterministic)
+        sums = _make_engine(engine, dataset, deterministic, seat)
         with Progress(progress, f"sparkdist {method}") as bar:
             run = Run(sums, problem, began, bar.show, callback)
             result = run.solve(method, {"tol": tol, "max_iter": max_iter, **options})
@@ -164,13 +165,28 @@ def minimize(
 def _engine_problems(engine: Any, data: Any) -> list[str]:
     if isinstance(engine, ResidentEngine):
         return [] if engine.dataset is data else ["the engine is one of another dataset"]
-    known = (*_ENGINES, "auto")
+    known = ("aggregate", "resident", "auto")
     return (
         [] if engine in known else [f"there is no engine {engine!r}; there are {', '.join(known)}"]
     )
 
 
-def _make_engine(engine: str | ResidentEngine, dataset: Dataset, deterministic: bool) -> Engine:
+def _data_problems(data: Any) -> list[str]:
+    if isinstance(data, Dataset | DataFrame | RDD):
+        return []
+    return [f"data is {describe(data)}; it must be a Dataset, a DataFrame or an RDD"]
+
+
+def _early_seat(engine: Any, method: str, data: Any, stack: ExitStack) -> Seat | None:
+    """Have the resident engine's server start while the data is ingested."""
+    if engine != "resident" or method in NAMES or isinstance(data, Dataset):
+        return None
+    return stack.enter_context(Seat(context_of(data), IDLE))
+
+
+def _make_engine(
+    engine: str | ResidentEngine, dataset: Dataset, deterministic: bool, seat: Seat | None
+) -> Engine:
     if isinstance(engine, ResidentEngine):
         engine.look_again()
         return engine
@@ -178,7 +194,9 @@ def _make_engine(engine: str | ResidentEngine, dataset: Dataset, deterministic: 
         against = what_speaks_against(dataset)
         engine = "aggregate" if against else "resident"
         logger.info("engine: %s%s", engine, f", because {against}" if against else "")
-    return _ENGINES[engine](dataset, deterministic=deterministic)
+    if engine == "resident":
+        return ResidentEngine(dataset, deterministic=deterministic, seat=seat)
+    return AggregateEngine(dataset, deterministic=deterministic)
 
 
 def _objective_or_problems(objective: Any, w0: Any) -> tuple[Objective | None, list[str]]:

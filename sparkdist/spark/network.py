@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import socket
+from typing import Any
 
-from pyspark import SparkConf, SparkContext
+from pyspark import RDD, SparkConf, SparkContext
+from pyspark.sql import DataFrame
 
-__all__ = ["bind_host", "driver_host", "encryption_of", "hosts_of", "task_slots"]
+__all__ = ["bind_host", "context_of", "driver_host", "encryption_of", "hosts_of", "task_slots"]
 
 LOOPBACK = "127.0.0.1"
 #: Spark encrypts what its own processes say to each other; a port of ours is not theirs.
@@ -17,6 +19,11 @@ _ENCRYPTION = (
     "spark.ssl.rpc.enabled",
 )
 _YES = ("1", "true", "yes")
+
+
+def context_of(data: DataFrame | RDD[Any]) -> SparkContext:
+    """Return the SparkContext of some data."""
+    return data.sparkSession.sparkContext if isinstance(data, DataFrame) else data.context
 
 
 def driver_host(context: SparkContext) -> str:

@@ -20,12 +20,15 @@ from sparkdist.spark.aggregate import AggregateEngine
 from sparkdist.spark.crew import Crew, Options
 from sparkdist.spark.dataset import Dataset
 from sparkdist.spark.network import driver_host, encryption_of
+from sparkdist.spark.seat import Seat
 from sparkdist.spark.sources import find_dtype
 
-__all__ = ["ResidentEngine", "what_speaks_against"]
+__all__ = ["IDLE", "ResidentEngine", "what_speaks_against"]
 
 logger = logging.getLogger(__name__)
 
+#: Seconds without a pass after which workers go home.
+IDLE = 5.0
 _dumps: Callable[[Any], bytes] = dumps
 
 
@@ -50,6 +53,8 @@ class ResidentEngine:
     messages
         ``float64``, or ``float32`` for half the bytes a pass: parameters and each portion's
         gradient are rounded to 6e-8 relative, while sums, loss and weight stay float64.
+    seat
+        A server that was started while the data was ingested, with these options.
 
     Raises
     ------
@@ -66,9 +71,10 @@ class ResidentEngine:
         dataset: Dataset,
         *,
         deterministic: bool = True,
-        idle: float = 5.0,
+        idle: float = IDLE,
         patience: float = 120.0,
         messages: DTypeLike = "float64",
+        seat: Seat | None = None,
     ):
         problems: list[str] = []
         kind = find_dtype(messages, problems, "messages")
@@ -79,6 +85,8 @@ class ResidentEngine:
             dataset.crew = Crew(dataset)
         self._crew: Crew = dataset.crew
         self._options = Options(idle, patience, kind.str)
+        if seat is not None:
+            self._crew.take(seat, self._options)
         self._sent: tuple[Objective, bytes] | None = None
 
     @property
