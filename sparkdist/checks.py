@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from numbers import Real
 from typing import Any
 
@@ -12,12 +12,10 @@ from sparkdist import registry, solvers
 from sparkdist.objectives import Objective
 from sparkdist.penalties import L1, L2, ElasticNet
 
-__all__ = ["STOCHASTIC", "find_problems"]
+__all__ = ["find_problems"]
 
 logger = logging.getLogger(__name__)
 
-#: Methods that are not solvers of a function: they need the model server.
-STOCHASTIC = ("downpour", "sgd")
 #: Parameters of solvers that have a parameter of their own at the front door.
 _NOT_OPTIONS = ("fun", "w0", "tol", "max_iter", "callback", "l1", "bounds", "hessp")
 
@@ -31,10 +29,12 @@ def find_problems(
     *,
     tol: float,
     max_iter: int,
+    on_server: Sequence[str],
 ) -> list[str]:
     """Find what is wrong with a call whatever the data: a sentence for each problem.
 
     ``loss`` is None where there is none, because what was given is not an objective.
+    ``on_server`` names the methods that are not solvers of a function: they need the model server.
 
     What a solver can do is read off its signature: bounds, if it has a parameter ``bounds``.
     """
@@ -46,10 +46,10 @@ def find_problems(
     if penalty is not None and not isinstance(penalty, L1 | L2 | ElasticNet):
         problems.append(f"penalty is {penalty!r}; it must be L2(...), L1(...) or ElasticNet(...)")
         penalty = None
-    if method in STOCHASTIC:
+    if method in on_server:
         return problems
     if method not in registry.names(solvers):
-        known = ", ".join([*registry.names(solvers), *STOCHASTIC])
+        known = ", ".join([*registry.names(solvers), *on_server])
         return [*problems, f"there is no method {method!r}; there are {known}"]
     if loss is not None:
         _warn_of_kinks(loss)

@@ -38,6 +38,7 @@ __all__ = [
     "CONTENT_TYPE",
     "HEADER_LIMIT",
     "PRELUDE_BYTES",
+    "STATE",
     "Entry",
     "Message",
     "Sparse",
@@ -48,11 +49,14 @@ __all__ = [
     "pieces",
     "spans",
     "sparse_if_shorter",
+    "without_state",
 ]
 
 CONTENT_TYPE = "application/x-sparkdist"
 HEADER_LIMIT = 64 << 10
 PRELUDE_BYTES = 32
+#: Name of the array, the last of its frame, in which the state of a worker travels.
+STATE = "~worker"
 
 _PRELUDE = struct.Struct("<4sHHIIQQ")
 _MAGIC, _VERSION = b"SPKD", 1
@@ -120,6 +124,24 @@ class Message(NamedTuple):
     def flat(self, dtype: Any) -> Array:
         """The whole payload as one vector: for dense arrays that are all of one type."""
         return np.frombuffer(self.payload, dtype)
+
+
+def without_state(message: Message) -> tuple[Message, Array | None]:
+    """Take off the state of a worker: the last array, if it is one.
+
+    Raises
+    ------
+    DecodeError
+        If it is no vector of float64.
+    """
+    if not message.entries or message.entries[-1].name != STATE:
+        return message, None
+    *others, last = message.entries
+    if last != Entry(STATE, "<f8", last.shape) or len(last.shape) != 1:
+        raise DecodeError("the state of a worker is one dense vector of float64")
+    cut = len(message.payload) - last.n_bytes
+    state = np.frombuffer(message.payload, "<f8", offset=cut)
+    return Message(message.fields, tuple(others), message.payload[:cut]), state
 
 
 def entries_of(arrays: Mapping[str, Array | Sparse]) -> tuple[Entry, ...]:

@@ -21,6 +21,7 @@ FINE = {
     "options": {},
     "tol": 1e-6,
     "max_iter": 100,
+    "on_server": ("downpour", "sgd"),
 }
 
 

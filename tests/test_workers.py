@@ -33,7 +33,8 @@ class Direct:
 
     def _told(self, answer: Any) -> Answer:
         w = None if answer.w is None else np.frombuffer(answer.w)
-        return Answer(answer.status, answer.next, answer.version, answer.generation, w)
+        state = answer.state
+        return Answer(answer.status, answer.next, answer.version, answer.generation, w, state)
 
     def join(self, partition: int) -> Answer:
         return self._told(self.store.join(RUN, partition))
@@ -46,11 +47,9 @@ class Direct:
     def push(
         self, partition: int, clock: int, at: Answer, gradient: Gradient, *, want: bool
     ) -> Answer:
-        value, weight, examples, loss = gradient
+        value, *more = gradient
         digest = hash(value.tobytes())
-        push = Push(
-            partition, clock, at.version, at.generation, value, digest, weight, examples, loss
-        )
+        push = Push(partition, clock, at.version, at.generation, value, digest, *more)
         return self._told(self.store.push(RUN, push, want=want, timeout=20.0))
 
     def leave(self, partition: int) -> Answer:
@@ -95,7 +94,7 @@ def new_store(updater: Updater, consistency: Consistency, n_workers: int) -> Sto
 
 def run_workers(store: Store, work: list[Work], **options: Any) -> Array:
     threads = [
-        threading.Thread(target=downpour, args=(Direct(store), p, units), kwargs=options)
+        threading.Thread(target=downpour(**options), args=(Direct(store), p, units))
         for p, units in enumerate(work)
     ]
     for thread in threads:
@@ -211,7 +210,7 @@ def test_two_copies_of_each_worker_change_nothing_under_bsp():
     alone = run_workers(new_store(sgd(0.5), bsp(), 2), work())
     store = new_store(sgd(0.5), bsp(), 2)
     copies = [
-        threading.Thread(target=downpour, args=(Direct(store), p, units))
+        threading.Thread(target=downpour(), args=(Direct(store), p, units))
         for p, units in [*enumerate(work()), *enumerate(work())]
     ]
     for copy in copies:

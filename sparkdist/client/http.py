@@ -29,10 +29,19 @@ class HttpClient(Asking):
         The model's arrays, as a header describes them.
     patience
         Seconds without a useful answer after which a call gives up.
+    state_bytes
+        What the state of a worker takes at most.
     """
 
-    def __init__(self, address: Address, entries: tuple[wire.Entry, ...], patience: float = 300.0):
-        super().__init__(address, sum(entry.n_bytes for entry in entries), patience)
+    def __init__(
+        self,
+        address: Address,
+        entries: tuple[wire.Entry, ...],
+        patience: float = 300.0,
+        state_bytes: int = 0,
+    ):
+        longest = max(sum(entry.n_bytes for entry in entries), state_bytes)
+        super().__init__(address, longest, patience)
         self._entries = entries
 
     def join(self, partition: int) -> Answer:
@@ -48,6 +57,9 @@ class HttpClient(Asking):
     ) -> Answer:
         """Hand in the gradient that was computed on the parameters of ``at``."""
         entries, parts = self._pack(gradient.value)
+        if gradient.state is not None:
+            entries = (*entries, wire.Entry(wire.STATE, "<f8", gradient.state.shape))
+            parts = [*parts, np.ascontiguousarray(gradient.state, "<f8")]
         frame = self._frame(
             partition,
             entries,
@@ -96,6 +108,7 @@ class HttpClient(Asking):
         return self._entries, [value]
 
     def _understand(self, message: wire.Message) -> Answer | str:
+        message, state = wire.without_state(message)
         fields = message.fields
         if wrong := [name for name, kind in _FIELDS.items() if type(fields.get(name)) is not kind]:
             raise DecodeError(f"the answer does not say its {wrong[0]}")
@@ -112,4 +125,4 @@ class HttpClient(Asking):
             w = message.flat(self._entries[0].dtype)
         elif status == "wait":
             return "others are still at work on an earlier round"
-        return Answer(status, fields["next"], fields["version"], fields["generation"], w)
+        return Answer(status, fields["next"], fields["version"], fields["generation"], w, state)

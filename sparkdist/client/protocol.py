@@ -27,13 +27,16 @@ class Gradient(NamedTuple):
     """What a unit of work gives: sums over its rows, never means.
 
     ``value`` is a flat vector of the model's type; or, for the user's own descent, a dict of
-    arrays, or None where there is nothing to apply.
+    arrays, or None where there is nothing to apply.  ``state`` is what the worker has to know to
+    go on after this unit, a vector of float64: the server keeps the last one that it applied, and
+    :meth:`ParameterClient.join` gives it to whoever goes on for this partition.
     """
 
     value: Any
     weight: float = 1.0
     examples: int = 0
     loss: float | None = None
+    state: Array | None = None
 
 
 class Answer(NamedTuple):
@@ -47,6 +50,8 @@ class Answer(NamedTuple):
     version: int
     generation: str
     w: Array | None = None
+    #: In the answer to ``join`` alone, and there for workers that have one.
+    state: Array | None = None
 
 
 class ParameterClient(Protocol):

@@ -153,7 +153,7 @@ class DeepDist(Face):
             raise InvalidCall("train", problems)
         supervisor.use(UserDescent(self._skeleton, descent))
         make_units = _PartitionWork(self._skeleton, gradient)
-        with TrainingProgress(progress, None) as bar:
+        with TrainingProgress(progress, None, self._serving.page_once) as bar:
             watch = Watch(bar, callback)
             self._serving.run(rdd, make_units, Loop(patience=patience), {}, watch)
         return of_server(self._serving, watch, x=self.model, fun=float("nan"))
@@ -180,6 +180,10 @@ class _PartitionUnit:
     def steps(self, clock: int) -> int:
         """All rows at once."""
         return 1
+
+    def first(self, clock: int) -> int:
+        """Return 0: there is one batch."""
+        return 0
 
     def gradient(self, clock: int, step: int, w: Array) -> Gradient:
         """Have the user compute the update."""

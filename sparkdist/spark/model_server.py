@@ -31,7 +31,8 @@ from sparkdist.spark.serving import Face, Serving, Watch
 from sparkdist.spark.sources import describe, refuse_connect
 from sparkdist.spark.train import Loop
 from sparkdist.spark.units import BlockWork, Epochs, RowWork
-from sparkdist.updaters import Descent, Updater, adagrad
+from sparkdist.updaters import Damping, Descent, Updater, adagrad
+from sparkdist.workers import Worker, downpour
 
 __all__ = ["ModelServer", "type_of"]
 
@@ -57,7 +58,7 @@ class ModelServer(Face):
     updater
         How the server descends: a member of :mod:`sparkdist.updaters`; ``adagrad(0.1)``.
     consistency
-        Who waits for whom: ``asp()``, ``bsp()``, ``ssp(bound)`` or ``backup(extra)``.
+        Who waits for whom: a member of :mod:`sparkdist.consistency`; ``asp()``.
     penalty
         ``L2``, ``L1`` (proximal) or ``ElasticNet``, added to the mean loss on the server.
     unpenalized
@@ -65,6 +66,8 @@ class ModelServer(Face):
         ``intercept``, nor the biases of an :class:`MLP`.
     clip
         Largest Euclidean norm of a mean gradient.
+    damping
+        The age of a gradient, in versions, to a factor of its rate: ``delay_adaptive(8)``.
     checkpoint
         ``none``: the server's death ends the run.  ``interval``: every ``seconds``; what
         came after is computed again.  ``every``: before a push is acknowledged.
@@ -99,6 +102,7 @@ class ModelServer(Face):
         penalty: Penalty | None = None,
         unpenalized: Sequence[str] = (),
         clip: float | None = None,
+        damping: Damping | None = None,
         checkpoint: str = "interval",
         folder: str | Path | None = None,
         resume: str | Path | None = None,
@@ -124,10 +128,13 @@ class ModelServer(Face):
             problems.append("the model has values that are NaN or infinite")
         if problems:
             raise InvalidCall("ModelServer", problems)
-        self._w, self._clip = w, clip
+        self._w, self._clip, self._damping = w, clip, damping
         self._l1, self._l2 = (0.0, 0.0) if penalty is None else (penalty.l1, penalty.l2)
         self._mask = self._mask_without(())
-        rule = self._rule(self._mask)
+        self._penalised = bool(self._l1 or self._l2) or self._updater.penalises
+        by_server = self._updater.takes_gradients and self._penalised
+        self._on_server = self._mask if by_server else None
+        rule = self._rule(self._on_server)
         self._serving = Serving(w, self._layout, rule, self._consistency, options)
 
     @property
@@ -146,6 +153,7 @@ class ModelServer(Face):
         n_fetch: int = 1,
         n_push: int = 1,
         local_rate: float = 0.0,
+        worker: Worker | None = None,
         patience: float = 300.0,
         callback: Callable[[dict[str, Any]], object] | None = None,
         progress: bool = True,
@@ -167,7 +175,10 @@ class ModelServer(Face):
         batch_size, epochs, seed
             Each epoch of a worker is a permutation of its rows, cut into batches.
         n_fetch, n_push, local_rate
-            Batches between fetches and pushes, and the step of local descent between fetches.
+            Batches between fetches and pushes, and the step of local descent between fetches: of
+            ``downpour``, the worker loop unless ``worker`` names one.
+        worker
+            A member of :mod:`sparkdist.workers`: what a worker does between fetches and pushes.
         patience
             Seconds that a worker waits for the server, or for others.
         callback
@@ -188,16 +199,16 @@ class ModelServer(Face):
         """
         self._serving.supervisor  # noqa: B018  # is it running?
         refuse_connect(data)
-        plan = TrainingPlan(
-            Epochs(batch_size, epochs, seed, n_push), Loop(n_fetch, local_rate, patience)
-        )
-        if problems := plan.problems() + _problems_of_data(data, objective):
+        worker, problems = _worker(worker, n_fetch, n_push, local_rate)
+        problems += _several_reads(self._updater, worker)
+        plan = TrainingPlan(Epochs(batch_size, epochs, seed, worker), patience)
+        if problems := plan.problems() + problems + _problems_of_data(data, objective):
             raise InvalidCall("train", problems)
         own_rows = isinstance(data, RDD) and _takes_rows(objective)
         with ExitStack() as stack:
             dataset = None if own_rows else as_dataset(data, stack)
             total = None if dataset is None else dataset.n_rows * epochs
-            bar = stack.enter_context(TrainingProgress(progress, total))
+            bar = stack.enter_context(TrainingProgress(progress, total, self._serving.page_once))
             watch = Watch(bar, callback)
             if dataset is None:
                 assert isinstance(data, RDD)
@@ -211,24 +222,27 @@ class ModelServer(Face):
         if problems := _misfits(loss, data, self._layout):
             raise InvalidCall("train", problems)
         data.refuse_labels(loss)
-        self._leave_free(loss.biases)
+        loop = plan.loop(self._agree_on_penalty(plan.epochs.worker, loss.biases), self._w.size)
         handles = self._serving.fit_to_slots(data.handles)
         make_units = BlockWork(loss, self._w.dtype.str, plan.epochs)
-        self._serving.run(handles, make_units, plan.loop, plan.named(data.n_rows), watch)
+        self._serving.run(handles, make_units, loop, plan.named(data.n_rows), watch)
         problem = Problem(loss, self._layout, self._w, self._mask, self._l1, self._l2)
         return of_objective(self._serving, problem, data, watch)
 
     def _train_on_rows(
         self, rows: RDD[Any], gradient: Any, plan: TrainingPlan, watch: Watch
     ) -> Result:
+        loop = plan.loop(self._agree_on_penalty(plan.epochs.worker, ()), self._w.size)
         rows = self._serving.fit_to_slots(rows)
         make_units = RowWork(gradient, self._layout, self._w.dtype.str, plan.epochs)
-        self._serving.run(rows, make_units, plan.loop, plan.named(None), watch)
+        self._serving.run(rows, make_units, loop, plan.named(None), watch)
         penalty = (self._l1, self._l2, self._mask)
         return of_rows(self._serving, make_units, rows, self._layout, penalty, watch)
 
-    def _rule(self, mask: Array) -> MeanGradient:
-        descent = Descent(self._updater, self._l1, self._l2, mask, self._clip)
+    def _rule(self, mask: Array | None) -> MeanGradient:
+        """Descend with the penalty where ``mask`` is 1; nowhere if it is None."""
+        l1, l2 = (0.0, 0.0) if mask is None else (self._l1, self._l2)
+        descent = Descent(self._updater, l1, l2, mask, self._clip, self._damping)
         return MeanGradient(descent, self._layout, self._w.dtype.str)
 
     def _mask_without(self, biases: Sequence[str]) -> Array:
@@ -238,12 +252,17 @@ class ModelServer(Face):
             mask[slices[name]] = 0.0
         return mask
 
-    def _leave_free(self, biases: Sequence[str]) -> None:
-        """Keep the penalty off an objective's biases, of which only its training tells."""
-        mask = self._mask_without(biases)
-        if (self._l1 or self._l2) and not np.array_equal(mask, self._mask):
-            self._serving.supervisor.use(self._rule(mask))
-        self._mask = mask
+    def _agree_on_penalty(self, worker: Worker, biases: Sequence[str]) -> Worker:
+        """Let the server or the workers add the penalty, and keep it off an objective's biases."""
+        mask, penalised = self._mask_without(biases), self._penalised
+        on_server = None if worker.own_penalty or not penalised else mask
+        if on_server is not None and not self._updater.takes_gradients:
+            problem = f"{self._updater!r} takes differences, and {worker!r} pushes gradients"
+            raise InvalidCall("train", [f"{problem}: nobody could add the penalty"])
+        if penalised and not _same(on_server, self._on_server):
+            self._serving.supervisor.use(self._rule(on_server))
+        self._mask, self._on_server = mask, on_server
+        return worker.penalised(self._l1, self._l2, mask) if penalised else worker
 
 
 @dataclass(frozen=True)
@@ -251,26 +270,54 @@ class TrainingPlan:
     """The numbers of a call of ``train``."""
 
     epochs: Epochs
-    loop: Loop
+    patience: float
+
+    def loop(self, worker: Worker, size: int) -> Loop:
+        """Have a worker of a model of so many parameters on each partition."""
+        return Loop(worker, self.patience, 8 * worker.state_size(size))
 
     def problems(self) -> list[str]:
         """Find what is wrong with them: a sentence for each problem."""
-        whole = {**self.epochs._asdict(), "n_fetch": self.loop.n_fetch}
+        whole = self.epochs._asdict()
+        del whole["worker"]
         problems = [
             f"{name} is {value!r}; it must be an integer >= {least}"
             for name, value in whole.items()
             if type(value) is not int or value < (least := 0 if name == "seed" else 1)
         ]
-        rate, patience = self.loop.rate, self.loop.patience
-        if not (isinstance(rate, int | float) and rate >= 0):
-            problems.append(f"local_rate is {rate!r}; it must be 0 or more")
-        if not (isinstance(patience, int | float) and patience > 0):
-            problems.append(f"patience is {patience!r}; it must be more than 0")
+        if not (isinstance(self.patience, int | float) and self.patience > 0):
+            problems.append(f"patience is {self.patience!r}; it must be more than 0")
         return problems
 
     def named(self, n_rows: int | None) -> dict[str, Any]:
         """Return what decides which batch is which."""
-        return {**self.epochs._asdict(), "rows": n_rows}
+        return {**self.epochs._asdict(), "worker": repr(self.epochs.worker), "rows": n_rows}
+
+
+def _worker(worker: Any, *of_downpour: Any) -> tuple[Worker, list[str]]:
+    """Return the worker loop, downpour where none is given, and what is wrong with it."""
+    try:
+        own = downpour(*of_downpour)
+    except InvalidCall as error:
+        return downpour(), list(error.problems)
+    if worker is None:
+        return own, []
+    if not isinstance(worker, Worker):
+        return own, [f"worker is {worker!r}; it must be one of sparkdist.workers"]
+    problem = f"n_fetch, n_push and local_rate are downpour's; worker is {worker!r}"
+    return worker, [problem] if own != downpour() else []
+
+
+def _several_reads(updater: Updater, worker: Worker) -> list[str]:
+    """Say why an updater that remembers reads cannot work with what a worker pushes."""
+    if not updater.remembers_reads or worker == downpour(getattr(worker, "n_fetch", 1)):
+        return []
+    rule = "needs gradients of one batch at the server's own parameters"
+    return [f"{updater!r} {rule}; the worker is {worker!r}"]
+
+
+def _same(a: Array | None, b: Array | None) -> bool:
+    return a is b if a is None or b is None else np.array_equal(a, b)
 
 
 def type_of(model: Any) -> str:
@@ -286,6 +333,8 @@ def _problems(updater: Any, consistency: Any, penalty: Any) -> list[str]:
         problems.append(f"updater is {updater!r}; it must be one of sparkdist.updaters")
     if not isinstance(consistency, Consistency):
         problems.append(f"consistency is {consistency!r}; it must be one of sparkdist.consistency")
+    elif consistency.in_rounds and getattr(updater, "remembers_reads", False):
+        problems.append(f"{updater!r} needs pushes that are applied one by one; {consistency!r}")
     if penalty is not None and not isinstance(penalty, Penalty):
         problems.append(f"penalty is {penalty!r}; it must be L2(...), L1(...) or ElasticNet(...)")
     return problems

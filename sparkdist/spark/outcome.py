@@ -42,6 +42,7 @@ def of_server(serving: Serving, watch: Watch, **found: Any) -> Result:
         message=message,
         counts=status["counts"],
         staleness=dict(status["staleness"]),
+        noise_scale=status["noise_scale"],
         restarts=serving.supervisor.restarts,
         seconds=watch.seconds,
         history=watch.history,

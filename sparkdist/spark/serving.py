@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
+import html
 import json
+import logging
 import secrets
 import time
 from collections.abc import Callable
@@ -21,6 +23,7 @@ from sparkdist.errors import InvalidCall, PassFailed, ServerUnavailable, Workers
 from sparkdist.layout import Layout
 from sparkdist.progress import TrainingProgress
 from sparkdist.result import TrainingHistory
+from sparkdist.server import page
 from sparkdist.server.rules import Rule, model_entries
 from sparkdist.server.setup import Setup
 from sparkdist.server.supervisor import Supervisor, reserve_port
@@ -30,6 +33,8 @@ from sparkdist.spark.train import Loop, Plan, run_job, unreachable_from, work
 from sparkdist.workers import Units
 
 __all__ = ["Face", "Serving", "Watch"]
+
+logger = logging.getLogger(__name__)
 
 F = TypeVar("F", bound="Face")
 
@@ -90,6 +95,9 @@ class Serving:
             )
             self._stack = stack.pop_all()
         self._resuming, self._calls, self._reached = options.resume is not None, 0, False
+        self._page_was_told = False
+        # Without the token: a log is kept for longer than a run, and read by others.
+        logger.info("the live page of the model server is at %s", self._page(None))
         return self
 
     def __exit__(
@@ -101,6 +109,11 @@ class Serving:
         if self._stack is not None:
             stack, self._stack = self._stack, None
             stack.close()
+
+    @property
+    def running(self) -> bool:
+        """Whether the server has been started, and not stopped."""
+        return self._stack is not None
 
     @property
     def supervisor(self) -> Supervisor:
@@ -115,6 +128,26 @@ class Serving:
             problem = "its server is not running; use it in a `with`"
             raise InvalidCall("the model server", [problem])
         return self._supervisor
+
+    def _page(self, token: str | None) -> str:
+        return page.address(*self._where, token, tls=self._options.certificate is not None)
+
+    @property
+    def page(self) -> str:
+        """Address of the live page, with the token that opens it.
+
+        Raises
+        ------
+        InvalidCall
+            If the server is not running.
+        """
+        self.supervisor  # noqa: B018  # is it running?
+        return self._page(self._token)
+
+    def page_once(self) -> str | None:
+        """The same for who shows it; None from the second time on."""
+        told, self._page_was_told = self._page_was_told, True
+        return None if told else self.page
 
     def parameters(self) -> tuple[int, Array]:
         """Version and a copy of the parameters."""
@@ -159,7 +192,7 @@ class Serving:
         PassFailed, ServerDied, ServerUnavailable, WorkersMissing, InvalidCall
         """
         supervisor, n_workers = self.supervisor, elements.getNumPartitions()
-        run = self._begin(n_workers, plan)
+        run = self._begin(n_workers, plan, loop.state_bytes)
         if run is None:
             return
         address = Address(*self._where, self._token, run, self._options.certificate_text())
@@ -176,7 +209,7 @@ class Serving:
         else:
             look()
 
-    def _begin(self, n_workers: int, plan: dict[str, Any]) -> str | None:
+    def _begin(self, n_workers: int, plan: dict[str, Any], state_bytes: int) -> str | None:
         """Open a run, or go on with the one of the checkpoint that is resumed.
 
         A program that is resumed makes its calls again; None for those that were over.
@@ -192,7 +225,7 @@ class Serving:
             _refuse_other_plan(of_saved, wanted)
             run = saved["run"]
         self._resuming = False
-        self.supervisor.begin(run, n_workers, json.dumps(wanted))
+        self.supervisor.begin(run, n_workers, json.dumps(wanted), state_bytes)
         return run
 
     def _refuse_unreachable(self, address: Address) -> None:
@@ -240,6 +273,28 @@ class Face:
     def status(self) -> dict[str, Any]:
         """The server's books: version, counts of pushes by fate, staleness, workers."""
         return self._serving.status()
+
+    @property
+    def page(self) -> str:
+        """Address of the live page: open it in a browser while the server runs.
+
+        The token in it opens the books of this server and nothing else: it can neither read nor
+        change the parameters, and is worth nothing once the server has ended.
+
+        Raises
+        ------
+        InvalidCall
+            If the server is not running.
+        """
+        return self._serving.page
+
+    def _repr_html_(self) -> str:
+        """Show a link to the live page in a notebook."""
+        name = html.escape(type(self).__name__)
+        if not self._serving.running:
+            return f"<p>{name}: its server is not running</p>"
+        link = html.escape(self.page)
+        return f'<p>{name}: <a href="{link}" target="_blank" rel="noreferrer">live page</a></p>'
 
 
 class Watch:

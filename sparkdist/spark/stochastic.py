@@ -1,4 +1,4 @@
-"""The stochastic methods of minimize: sgd and downpour, on a model server of their own."""
+"""The stochastic methods of minimize, each on a model server of its own."""
 
 from __future__ import annotations
 
@@ -8,23 +8,20 @@ from typing import Any
 
 from scipy.optimize import OptimizeResult
 
-from sparkdist.consistency import asp, bsp
+from sparkdist import methods, registry
 from sparkdist.problem import Problem
 from sparkdist.result import Result
 from sparkdist.spark.dataset import Dataset
 from sparkdist.spark.model_server import ModelServer, type_of
-from sparkdist.updaters import adagrad, sgd
 
-__all__ = ["DEFAULTS", "descend", "find_problems_of_options"]
+__all__ = ["NAMES", "descend", "find_problems_of_options"]
 
-#: Who waits for whom, and how the server descends, unless the call says otherwise.
-DEFAULTS: dict[str, dict[str, Any]] = {
-    "downpour": {"consistency": asp(), "updater": adagrad(0.1)},
-    "sgd": {"consistency": bsp(), "updater": sgd(0.1)},
-}
-#: Parameters with one of their own at the front door.
+#: What there is.
+NAMES = registry.names(methods)
+#: Parameters with one of their own at the front door, and those of the method ``downpour``.
 _NOT_OPTIONS = {
     "self", "model", "penalty", "unpenalized", "data", "objective", "callback", "progress",
+    "worker", "n_fetch", "n_push", "local_rate",
 }  # fmt: skip
 
 
@@ -32,7 +29,9 @@ def find_problems_of_options(
     method: str, options: Mapping[str, Any], exact: Sequence[str]
 ) -> list[str]:
     """Say which options it does not have, those among them that ``exact`` methods have."""
-    known = [*_options_of(ModelServer.__init__), *_options_of(ModelServer.train)]
+    of_doors = [*_options_of(ModelServer.__init__), *_options_of(ModelServer.train)]
+    own = inspect.signature(registry.get(methods, method)).parameters
+    known = [*dict.fromkeys([*own, *of_doors])]
     problems = [
         f"{method} has no option {name!r}; it has {', '.join(known)}"
         for name in options
@@ -54,7 +53,9 @@ def descend(
     progress: bool,
 ) -> Result:
     """Train on a model server that lives as long as the call."""
-    options = {**DEFAULTS[method], **options}
+    make = registry.get(methods, method)
+    own = {n: options[n] for n in inspect.signature(make).parameters if n in options}
+    options = {**make(**own)._asdict(), **{n: v for n, v in options.items() if n not in own}}
     of_server = {n: v for n, v in options.items() if n in _options_of(ModelServer.__init__)}
     of_train = {name: value for name, value in options.items() if name not in of_server}
     layout = problem.layout

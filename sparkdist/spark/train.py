@@ -15,7 +15,7 @@ from sparkdist.client import Address, Entry, HttpClient, unreachable
 from sparkdist.errors import PassFailed
 from sparkdist.spark.failures import told_plainly
 from sparkdist.spark.transport import acknowledge_at_once
-from sparkdist.workers import Units, downpour
+from sparkdist.workers import Units, Worker, downpour
 
 __all__ = ["Loop", "Plan", "run_job", "unreachable_from", "work"]
 
@@ -25,9 +25,9 @@ _LOOK_SECONDS = 0.2
 class Loop(NamedTuple):
     """How every worker of a run goes about its units."""
 
-    n_fetch: int = 1
-    rate: float = 0.0
+    worker: Worker = downpour()
     patience: float = 300.0
+    state_bytes: int = 0
 
 
 class Plan(NamedTuple):
@@ -42,13 +42,13 @@ class Plan(NamedTuple):
 def work(plan: Plan, partition: int, elements: Iterable[Any]) -> Iterator[int]:
     """Run the worker of a partition, and give the number of its units."""
     acknowledge_at_once()
-    n_fetch, rate, patience = plan.loop
+    worker, patience, state_bytes = plan.loop
     try:
         with (
             plan.make_units(partition, elements) as units,
-            HttpClient(plan.address, plan.entries, patience) as client,
+            HttpClient(plan.address, plan.entries, patience, state_bytes) as client,
         ):
-            downpour(client, partition, units, n_fetch=n_fetch, rate=rate)
+            worker(client, partition, units)
     except Exception as error:
         what = f"{type(error).__name__}: {error}"
         raise PassFailed(f"the worker of partition {partition} failed: {what}") from error

@@ -14,36 +14,31 @@ from sparkdist.layout import Layout
 from sparkdist.objectives import Objective
 from sparkdist.spark.ingest import Handle
 from sparkdist.spark.residency import open_blocks
-from sparkdist.workers import Batches, Order
+from sparkdist.workers import Batches, Order, Worker, downpour
 
 __all__ = ["BlockWork", "Epochs", "RowWork"]
 
 
 class Epochs(NamedTuple):
-    """How rows are cut into batches and batches into units."""
+    """How rows are cut into batches, and by which worker batches are cut into units."""
 
     batch_size: int
     epochs: int
     seed: int
-    n_push: int
+    worker: Worker = downpour()
 
 
 class _Units:
-    """Units of n_push batches each, epoch after epoch; those of an epoch's end may be shorter."""
+    """The batches of a worker, in its units."""
 
     def __init__(self, epochs: Epochs, batches_per_epoch: int):
-        self._n_push, self._batches = epochs.n_push, batches_per_epoch
-        self._per_epoch = -(-batches_per_epoch // epochs.n_push)
-        self.total = epochs.epochs * self._per_epoch
-
-    def steps(self, clock: int) -> int:
-        """How many batches a unit has: n_push, or what is left of the epoch."""
-        return min(self._n_push, self._batches - clock % self._per_epoch * self._n_push)
+        self._cuts = epochs.worker.cuts(batches_per_epoch, epochs.epochs)
+        self.total = self._cuts.total
+        self.steps, self.first = self._cuts.steps, self._cuts.first
 
     def _place(self, clock: int, step: int) -> tuple[int, int]:
         """Epoch, and number of the batch in it."""
-        epoch, unit = divmod(clock, self._per_epoch)
-        return epoch, unit * self._n_push + step
+        return divmod(self._cuts.first(clock) + step, self._cuts.per_epoch)
 
 
 class _BlockUnits(_Units):

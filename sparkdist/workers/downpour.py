@@ -2,30 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from dataclasses import dataclass
 
 from sparkdist.blocks import Array
 from sparkdist.client import Gradient, ParameterClient
+from sparkdist.errors import InvalidCall
+from sparkdist.workers._base import Cuts, Units, Worker
 
-__all__ = ["Units", "downpour"]
-
-
-class Units(Protocol):
-    """The work of one worker, cut into units: what one push carries."""
-
-    #: How many units there are in all.
-    total: int
-
-    def steps(self, clock: int) -> int:
-        """How many batches a unit has, at least 1."""
-
-    def gradient(self, clock: int, step: int, w: Array) -> Gradient:
-        """Sums over batch ``step`` of a unit, at w."""
+__all__ = ["downpour"]
 
 
-def downpour(
-    client: ParameterClient, partition: int, units: Units, *, n_fetch: int = 1, rate: float = 0.0
-) -> None:
+@dataclass(frozen=True)
+class downpour(Worker):
     """Work through a worker's units: fetch, add up gradients, push.
 
     ::
@@ -40,43 +28,64 @@ def downpour(
 
     Parameters
     ----------
-    client, partition, units
-        Who is asked, as whom, and what there is to do.
-    n_fetch
-        Batches between fetches.
+    n_fetch, n_push
+        Batches between fetches, and between pushes.
     rate
         Step of the local descent between fetches; 0 for none.
 
     Source: Dean et al., Large Scale Distributed Deep Networks, NIPS 2012, section 4.1 and
     appendix, Algorithm 1.1.
     """
-    at = client.join(partition)
-    w: Array | None = None
-    age = 0  # batches since w was fetched
-    while at.next < units.total:
-        clock, accrued = at.next, None
-        for step in range(units.steps(clock)):
-            if w is None or age >= n_fetch:
-                at = client.pull(partition)
-                w, age = at.w, 0
-                if at.next != clock or w is None:
-                    break  # the server was restored, or another copy of this task is further
-            if accrued is None:
-                base = at
-            gradient = units.gradient(clock, step, w)
-            accrued = gradient if accrued is None else _add(accrued, gradient)
-            age += 1
-            if rate and age < n_fetch and gradient.weight:
-                w = w - (rate / gradient.weight) * gradient.value
-        else:
-            assert accrued is not None
-            answer = client.push(partition, clock, base, accrued, want=age >= n_fetch)
-            if answer.w is not None:
-                at, w, age = answer, answer.w, 0
+
+    n_fetch: int = 1
+    n_push: int = 1
+    rate: float = 0.0
+
+    def __post_init__(self) -> None:
+        problems = [
+            f"{name} is {value!r}; it must be an integer >= 1"
+            for name, value in (("n_push", self.n_push), ("n_fetch", self.n_fetch))
+            if type(value) is not int or value < 1
+        ]
+        if not (isinstance(self.rate, int | float) and self.rate >= 0):
+            problems.append(f"local_rate is {self.rate!r}; it must be 0 or more")
+        if problems:
+            raise InvalidCall("downpour", problems)
+
+    def cuts(self, per_epoch: int, epochs: int) -> Cuts:
+        """Cut each epoch into n_push batches, and what is left."""
+        return Cuts(per_epoch, epochs, self.n_push)
+
+    def __call__(self, client: ParameterClient, partition: int, units: Units) -> None:
+        """Work through a partition's units."""
+        n_fetch, rate = self.n_fetch, self.rate
+        at = client.join(partition)
+        w: Array | None = None
+        age = 0  # batches since w was fetched
+        while at.next < units.total:
+            clock, accrued = at.next, None
+            for step in range(units.steps(clock)):
+                if w is None or age >= n_fetch:
+                    at = client.pull(partition)
+                    w, age = at.w, 0
+                    if at.next != clock or w is None:
+                        break  # the server was restored, or another copy of this task is further
+                if accrued is None:
+                    base = at
+                gradient = units.gradient(clock, step, w)
+                accrued = gradient if accrued is None else _add(accrued, gradient)
+                age += 1
+                if rate and age < n_fetch and gradient.weight:
+                    w = w - (rate / gradient.weight) * gradient.value
             else:
-                at = at._replace(next=answer.next)
-                w = None if answer.status in ("ahead", "stale") else w
-    client.leave(partition)
+                assert accrued is not None
+                answer = client.push(partition, clock, base, accrued, want=age >= n_fetch)
+                if answer.w is not None:
+                    at, w, age = answer, answer.w, 0
+                else:
+                    at = at._replace(next=answer.next)
+                    w = None if answer.status in ("ahead", "stale") else w
+        client.leave(partition)
 
 
 def _add(a: Gradient, b: Gradient) -> Gradient:

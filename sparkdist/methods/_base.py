@@ -1,0 +1,19 @@
+"""What a method is made of."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from sparkdist.consistency import Consistency
+from sparkdist.updaters import Updater
+from sparkdist.workers import Worker
+
+__all__ = ["Method"]
+
+
+class Method(NamedTuple):
+    """What a call of ``minimize`` on a model server is made of, unless it says otherwise."""
+
+    worker: Worker
+    consistency: Consistency
+    updater: Updater

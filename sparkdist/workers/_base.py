@@ -1,0 +1,91 @@
+"""What a worker loop is, and how it cuts its batches into what one push carries."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any, ClassVar, NamedTuple, Protocol
+
+from sparkdist.blocks import Array
+from sparkdist.client import Gradient, ParameterClient
+
+__all__ = ["Cuts", "Units", "Worker"]
+
+
+class Cuts(NamedTuple):
+    """Batches of all epochs, cut into units.
+
+    The first ``warm`` units have one batch, the others ``n_push``; the last one, and with
+    ``flush`` that of each epoch, may be shorter.
+    """
+
+    per_epoch: int
+    epochs: int
+    n_push: int = 1
+    flush: bool = True
+    warm: int = 0
+
+    @property
+    def total(self) -> int:
+        """How many units there are in all."""
+        if self.flush:
+            return self.epochs * -(-self.per_epoch // self.n_push)
+        rest = max(0, self.epochs * self.per_epoch - self.warm)
+        return min(self.warm, self.epochs * self.per_epoch) + -(-rest // self.n_push)
+
+    def first(self, clock: int) -> int:
+        """Return the number of a unit's first batch, counted from the start of the run."""
+        if self.flush:
+            epoch, unit = divmod(clock, -(-self.per_epoch // self.n_push))
+            return epoch * self.per_epoch + unit * self.n_push
+        return clock if clock <= self.warm else self.warm + (clock - self.warm) * self.n_push
+
+    def steps(self, clock: int) -> int:
+        """How many batches a unit has."""
+        end = self.epochs * self.per_epoch
+        if clock + 1 < self.total:
+            end = self.first(clock + 1)
+        return end - self.first(clock)
+
+
+class Units(Protocol):
+    """The work of one worker, cut into units: what one push carries."""
+
+    #: How many units there are in all.
+    total: int
+
+    def steps(self, clock: int) -> int:
+        """How many batches a unit has, at least 1."""
+
+    def first(self, clock: int) -> int:
+        """Return the number of a unit's first batch, counted from the start of the run."""
+
+    def gradient(self, clock: int, step: int, w: Array) -> Gradient:
+        """Sums over batch ``step`` of a unit, at w."""
+
+
+class Worker(ABC):
+    """A worker loop: what runs on a partition from ``join`` to ``leave``.
+
+    It knows neither Spark nor HTTP, and may be run again from its start, or twice at once, at
+    any time: it goes on where the server says, and what it pushes is a function of the unit, of
+    the parameters that it was given, and of the state that came with ``join``.
+    """
+
+    #: The penalty belongs into the steps that the workers make; the server adds none.
+    own_penalty: ClassVar[bool] = False
+
+    @abstractmethod
+    def __call__(self, client: ParameterClient, partition: int, units: Units) -> None:
+        """Work through a partition's units."""
+
+    def cuts(self, per_epoch: int, epochs: int) -> Cuts:
+        """Cut a partition's batches into units."""
+        return Cuts(per_epoch, epochs)
+
+    def state_size(self, size: int) -> int:
+        """How many numbers a worker's state has; ``size`` is that of the parameters."""
+        return 0
+
+    def penalised(self, l1: float, l2: float, mask: Any) -> Worker:
+        """Return the loop that penalises its own steps; others leave that to the server."""
+        return self
