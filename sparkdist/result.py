@@ -67,8 +67,12 @@ class TrainingHistory:
     loss: list[float] = field(default_factory=list)
     #: Mean staleness of the applied pushes so far.
     staleness: list[float] = field(default_factory=list)
+    #: Bytes of the pushes so far, and of the parameters that were sent to workers.
+    bytes_in: list[int] = field(default_factory=list)
+    bytes_out: list[int] = field(default_factory=list)
 
     _sums: tuple[float, float] = field(default=(0.0, 0.0), repr=False)
+    _bytes: dict[str, int] = field(default_factory=dict, repr=False)
 
     def append(self, seconds: float, status: dict[str, Any]) -> None:
         """Add an entry from the server's status."""
@@ -79,6 +83,11 @@ class TrainingHistory:
         applied = sum(count for _, count in status["staleness"])
         total = sum(stale * count for stale, count in status["staleness"])
         self.staleness.append(total / applied if applied else float("nan"))
+        for name, so_far in (("bytes_in", self.bytes_in), ("bytes_out", self.bytes_out)):
+            before = self._bytes.get(name, 0)
+            more = status[name] - before if status[name] >= before else status[name]
+            self._bytes[name] = status[name]  # from 0 on again when a server is started again
+            so_far.append((so_far[-1] if so_far else 0) + more)
 
     def _recent_loss(self, loss: float, weight: float) -> float:
         """Mean over what came since; as before if nothing did, or the server went back."""
@@ -93,7 +102,7 @@ class TrainingHistory:
 
     def to_dict(self) -> dict[str, list[Any]]:
         """Lists by name, for JSON or a DataFrame."""
-        return {name: found for name, found in asdict(self).items() if name != "_sums"}
+        return {name: found for name, found in asdict(self).items() if not name.startswith("_")}
 
     def plot(self, title: str = "") -> Figure:
         """Draw the loss of the batches against seconds and against rows.

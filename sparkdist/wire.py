@@ -35,6 +35,7 @@ from sparkdist.blocks import Array
 from sparkdist.errors import DecodeError
 
 __all__ = [
+    "CODE",
     "CONTENT_TYPE",
     "HEADER_LIMIT",
     "PRELUDE_BYTES",
@@ -55,12 +56,14 @@ __all__ = [
 CONTENT_TYPE = "application/x-sparkdist"
 HEADER_LIMIT = 64 << 10
 PRELUDE_BYTES = 32
+#: Name of the array that holds what a codec has made of a gradient.
+CODE = "~code"
 #: Name of the array, the last of its frame, in which the state of a worker travels.
 STATE = "~worker"
 
 _PRELUDE = struct.Struct("<4sHHIIQQ")
 _MAGIC, _VERSION = b"SPKD", 1
-_VALUES = {"<f4": 4, "<f8": 8}
+_VALUES = {"<f4": 4, "<f8": 8, "|u1": 1}
 _INDICES = {"<i4": 4, "<i8": 8}
 _MAX_DIMENSIONS = 8
 #: Numbers of up to nine digits, or ranges of them, with commas between.

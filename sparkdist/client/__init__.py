@@ -1,5 +1,6 @@
 """Parameter clients: how a worker loop talks to the model server."""
 
+from sparkdist.client.compressing import Compressing, Memory
 from sparkdist.client.http import HttpClient
 from sparkdist.client.passes import PassClient, PassTask, Worker
 from sparkdist.client.protocol import Address, Answer, Gradient, ParameterClient
@@ -9,9 +10,11 @@ from sparkdist.wire import Entry
 __all__ = [
     "Address",
     "Answer",
+    "Compressing",
     "Entry",
     "Gradient",
     "HttpClient",
+    "Memory",
     "ParameterClient",
     "PassClient",
     "PassTask",

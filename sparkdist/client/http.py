@@ -99,6 +99,8 @@ class HttpClient(Asking):
         """Describe a gradient, sparse where that is shorter."""
         if value is None:
             return (), []
+        if isinstance(value, bytes):
+            return (wire.Entry(wire.CODE, "|u1", (len(value),)),), [value]
         if isinstance(value, dict):
             arrays = {name: np.ascontiguousarray(array) for name, array in value.items()}
             return wire.entries_of(arrays), list(arrays.values())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from sparkdist.codecs import Codec
 from sparkdist.consistency import Consistency
 from sparkdist.updaters import Updater
 from sparkdist.workers import Worker
@@ -17,3 +18,4 @@ class Method(NamedTuple):
     worker: Worker
     consistency: Consistency
     updater: Updater
+    codec: Codec | None = None

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +13,7 @@ from pyspark import RDD
 from pyspark.sql import DataFrame
 
 from sparkdist.blocks import Array
+from sparkdist.codecs import Codec
 from sparkdist.consistency import Consistency, asp
 from sparkdist.errors import InvalidCall
 from sparkdist.layout import Layout, Model
@@ -23,13 +22,21 @@ from sparkdist.penalties import Penalty
 from sparkdist.problem import Problem, as_objective
 from sparkdist.progress import TrainingProgress
 from sparkdist.result import Result
+from sparkdist.server.coded import CodedGradient
 from sparkdist.server.rules import MeanGradient
 from sparkdist.spark.dataset import Dataset, as_dataset
 from sparkdist.spark.outcome import of_objective, of_rows
 from sparkdist.spark.server_options import ServerOptions
 from sparkdist.spark.serving import Face, Serving, Watch
-from sparkdist.spark.sources import describe, refuse_connect
-from sparkdist.spark.train import Loop
+from sparkdist.spark.sources import refuse_connect
+from sparkdist.spark.train import Coding, Loop
+from sparkdist.spark.training_plan import (
+    TrainingPlan,
+    misfits,
+    problems_of_data,
+    takes_rows,
+    worker_of,
+)
 from sparkdist.spark.units import BlockWork, Epochs, RowWork
 from sparkdist.updaters import Damping, Descent, Updater, adagrad
 from sparkdist.workers import Worker, downpour
@@ -68,6 +75,12 @@ class ModelServer(Face):
         Largest Euclidean norm of a mean gradient.
     damping
         The age of a gradient, in versions, to a factor of its rate: ``delay_adaptive(8)``.
+    codec
+        How gradients are compressed on their way: a member of :mod:`sparkdist.codecs`.
+    memory
+        Where error feedback keeps what it has not sent yet: ``host``, so that a task that is run
+        again on the same host has it (what is lost with a host is counted in the result, as
+        ``memories_lost``); or ``server``, where nothing is lost, and d numbers go with each push.
     checkpoint
         ``none``: the server's death ends the run.  ``interval``: every ``seconds``; what
         came after is computed again.  ``every``: before a push is acknowledged.
@@ -103,6 +116,8 @@ class ModelServer(Face):
         unpenalized: Sequence[str] = (),
         clip: float | None = None,
         damping: Damping | None = None,
+        codec: Codec | None = None,
+        memory: str = "host",
         checkpoint: str = "interval",
         folder: str | Path | None = None,
         resume: str | Path | None = None,
@@ -121,6 +136,7 @@ class ModelServer(Face):
         self._consistency = asp() if consistency is None else consistency
         self._layout, self._free = Layout.of(model), {*unpenalized, "intercept"}
         problems = _problems(self._updater, self._consistency, penalty) + options.problems()
+        problems += _problems_of_codec(codec, memory)
         if unknown := sorted(set(unpenalized) - set(self._layout.names)):
             problems.append(f"unpenalized names {unknown}; the model has {self._layout.names}")
         w = self._layout.flatten(model).astype(type_of(model))
@@ -130,12 +146,15 @@ class ModelServer(Face):
             raise InvalidCall("ModelServer", problems)
         self._w, self._clip, self._damping = w, clip, damping
         self._l1, self._l2 = (0.0, 0.0) if penalty is None else (penalty.l1, penalty.l2)
+        self._memory = memory
+        self._codec = None if codec is None else codec.bind(self._layout)
         self._mask = self._mask_without(())
         self._penalised = bool(self._l1 or self._l2) or self._updater.penalises
         by_server = self._updater.takes_gradients and self._penalised
         self._on_server = self._mask if by_server else None
         rule = self._rule(self._on_server)
-        self._serving = Serving(w, self._layout, rule, self._consistency, options)
+        most = None if self._codec is None else self._codec.max_bytes(w.size, w.dtype)
+        self._serving = Serving(w, self._layout, rule, self._consistency, options, most)
 
     @property
     def model(self) -> Model:
@@ -199,12 +218,12 @@ class ModelServer(Face):
         """
         self._serving.supervisor  # noqa: B018  # is it running?
         refuse_connect(data)
-        worker, problems = _worker(worker, n_fetch, n_push, local_rate)
+        worker, problems = worker_of(worker, n_fetch, n_push, local_rate)
         problems += _several_reads(self._updater, worker)
         plan = TrainingPlan(Epochs(batch_size, epochs, seed, worker), patience)
-        if problems := plan.problems() + problems + _problems_of_data(data, objective):
+        if problems := plan.problems() + problems + problems_of_data(data, objective):
             raise InvalidCall("train", problems)
-        own_rows = isinstance(data, RDD) and _takes_rows(objective)
+        own_rows = isinstance(data, RDD) and takes_rows(objective)
         with ExitStack() as stack:
             dataset = None if own_rows else as_dataset(data, stack)
             total = None if dataset is None else dataset.n_rows * epochs
@@ -219,10 +238,10 @@ class ModelServer(Face):
     def _train_on_blocks(
         self, data: Dataset, loss: Objective, plan: TrainingPlan, watch: Watch
     ) -> Result:
-        if problems := _misfits(loss, data, self._layout):
+        if problems := misfits(loss, data, self._layout):
             raise InvalidCall("train", problems)
         data.refuse_labels(loss)
-        loop = plan.loop(self._agree_on_penalty(plan.epochs.worker, loss.biases), self._w.size)
+        loop = self._loop(plan, loss.biases)
         handles = self._serving.fit_to_slots(data.handles)
         make_units = BlockWork(loss, self._w.dtype.str, plan.epochs)
         self._serving.run(handles, make_units, loop, plan.named(data.n_rows), watch)
@@ -232,18 +251,32 @@ class ModelServer(Face):
     def _train_on_rows(
         self, rows: RDD[Any], gradient: Any, plan: TrainingPlan, watch: Watch
     ) -> Result:
-        loop = plan.loop(self._agree_on_penalty(plan.epochs.worker, ()), self._w.size)
+        loop = self._loop(plan, ())
         rows = self._serving.fit_to_slots(rows)
         make_units = RowWork(gradient, self._layout, self._w.dtype.str, plan.epochs)
         self._serving.run(rows, make_units, loop, plan.named(None), watch)
         penalty = (self._l1, self._l2, self._mask)
         return of_rows(self._serving, make_units, rows, self._layout, penalty, watch)
 
+    def _loop(self, plan: TrainingPlan, biases: Sequence[str]) -> Loop:
+        """What each worker does, with its part of the penalty, and what it has to remember."""
+        worker = self._agree_on_penalty(plan.epochs.worker, biases)
+        size, dtype, coding = self._w.size, self._w.dtype.str, None
+        numbers = worker.state_size(size)
+        if self._codec is not None:
+            on_host = self._memory == "host" and not self._codec.rebuildable
+            coding = Coding(self._codec, size, dtype, plan.epochs.seed, on_host)
+            if not on_host:
+                numbers += sum(part.size for part in self._codec.init(size, dtype))
+        return Loop(worker, plan.patience, 8 * numbers, coding)
+
     def _rule(self, mask: Array | None) -> MeanGradient:
         """Descend with the penalty where ``mask`` is 1; nowhere if it is None."""
         l1, l2 = (0.0, 0.0) if mask is None else (self._l1, self._l2)
         descent = Descent(self._updater, l1, l2, mask, self._clip, self._damping)
-        return MeanGradient(descent, self._layout, self._w.dtype.str)
+        if self._codec is None:
+            return MeanGradient(descent, self._layout, self._w.dtype.str)
+        return CodedGradient(descent, self._layout, self._w.dtype.str, self._codec)
 
     def _mask_without(self, biases: Sequence[str]) -> Array:
         """1 where the penalty acts, 0 where it does not."""
@@ -263,49 +296,6 @@ class ModelServer(Face):
             self._serving.supervisor.use(self._rule(on_server))
         self._mask, self._on_server = mask, on_server
         return worker.penalised(self._l1, self._l2, mask) if penalised else worker
-
-
-@dataclass(frozen=True)
-class TrainingPlan:
-    """The numbers of a call of ``train``."""
-
-    epochs: Epochs
-    patience: float
-
-    def loop(self, worker: Worker, size: int) -> Loop:
-        """Have a worker of a model of so many parameters on each partition."""
-        return Loop(worker, self.patience, 8 * worker.state_size(size))
-
-    def problems(self) -> list[str]:
-        """Find what is wrong with them: a sentence for each problem."""
-        whole = self.epochs._asdict()
-        del whole["worker"]
-        problems = [
-            f"{name} is {value!r}; it must be an integer >= {least}"
-            for name, value in whole.items()
-            if type(value) is not int or value < (least := 0 if name == "seed" else 1)
-        ]
-        if not (isinstance(self.patience, int | float) and self.patience > 0):
-            problems.append(f"patience is {self.patience!r}; it must be more than 0")
-        return problems
-
-    def named(self, n_rows: int | None) -> dict[str, Any]:
-        """Return what decides which batch is which."""
-        return {**self.epochs._asdict(), "worker": repr(self.epochs.worker), "rows": n_rows}
-
-
-def _worker(worker: Any, *of_downpour: Any) -> tuple[Worker, list[str]]:
-    """Return the worker loop, downpour where none is given, and what is wrong with it."""
-    try:
-        own = downpour(*of_downpour)
-    except InvalidCall as error:
-        return downpour(), list(error.problems)
-    if worker is None:
-        return own, []
-    if not isinstance(worker, Worker):
-        return own, [f"worker is {worker!r}; it must be one of sparkdist.workers"]
-    problem = f"n_fetch, n_push and local_rate are downpour's; worker is {worker!r}"
-    return worker, [problem] if own != downpour() else []
 
 
 def _several_reads(updater: Updater, worker: Worker) -> list[str]:
@@ -340,35 +330,10 @@ def _problems(updater: Any, consistency: Any, penalty: Any) -> list[str]:
     return problems
 
 
-def _problems_of_data(data: Any, objective: Any) -> list[str]:
-    if not isinstance(data, Dataset | DataFrame | RDD):
-        return [f"data is {describe(data)}; it must be a Dataset, a DataFrame or an RDD"]
-    if not isinstance(data, RDD) and _takes_rows(objective):
-        return ["gradient(model, rows) is for an RDD; of a dataset f(w, X, y) gets arrays"]
-    return []
-
-
-def _takes_rows(objective: Any) -> bool:
-    """Whether it is the user's ``gradient(model, rows)``: a function of two parameters."""
-    if isinstance(objective, Objective | str | type) or not callable(objective):
-        return False
-    try:
-        inspect.signature(objective).bind("model", "rows")
-    except (TypeError, ValueError):
-        return False
-    return True
-
-
-def _misfits(loss: Objective, data: Dataset, layout: Layout) -> list[str]:
-    """Say where objective, data and model do not belong together."""
-    name, n = type(loss).__name__, data.n_features
-    if loss.n_features not in (None, n):
-        return [f"{name} has {loss.n_features} inputs; the data {n} features"]
-    if loss.own_layout is not None:
-        sizes = {loss.own_layout.size}
-    else:
-        sizes = {loss.size(n), loss.size(n) + loss.n_intercepts}
-    if layout.size not in sizes:
-        wanted = " or ".join(f"{size:,}" for size in sorted(sizes))
-        return [f"the model has {layout.size:,} parameters; {name} on this data has {wanted}"]
-    return []
+def _problems_of_codec(codec: Any, memory: Any) -> list[str]:
+    problems = []
+    if codec is not None and not isinstance(codec, Codec):
+        problems.append(f"codec is {codec!r}; it must be one of sparkdist.codecs, or None")
+    if memory not in ("host", "server"):
+        problems.append(f"memory is {memory!r}; it must be 'host' or 'server'")
+    return problems

@@ -27,7 +27,7 @@ from scipy.sparse import csr_array
 
 from sparkdist.blocks import Array, Block
 
-__all__ = ["BlockFile", "BlocksGone", "Place", "forget", "open_blocks"]
+__all__ = ["BlockFile", "BlocksGone", "Place", "forget", "local_file", "open_blocks"]
 
 _ALIGNMENT = 64  # one cache line; BLAS kernels choose the same code path for every block
 _RESERVE = 64 << 20  # bytes: room is reserved ahead; growing page by page writes 2-4 times slower
@@ -174,6 +174,11 @@ def _write_all(descriptor: int, data: memoryview, start: int) -> None:
     while data:
         written = os.pwrite(descriptor, data, start)
         data, start = data[written:], start + written
+
+
+def local_file(name: str) -> Path:
+    """Return a place for a file that tasks on this executor share, until the application ends."""
+    return Path(_local_directories()[0], name)
 
 
 def _local_directories() -> list[str]:

@@ -201,7 +201,7 @@ class Serving:
         job = elements.mapPartitionsWithIndex(functools.partial(work, for_workers))
         look = functools.partial(self._look, watch, n_workers, loop.patience)
         try:
-            run_job(self.context, job.collect, look)
+            watch.memories_lost = sum(run_job(self.context, job.collect, look))
         except StopIteration:
             watch.stopped = True
         except PassFailed as error:
@@ -312,7 +312,7 @@ class Watch:
         self, bar: TrainingProgress, callback: Callable[[dict[str, Any]], object] | None = None
     ):
         self._bar, self._callback, self._began = bar, callback, time.perf_counter()
-        self.history, self.stopped = TrainingHistory(), False
+        self.history, self.stopped, self.memories_lost = TrainingHistory(), False, 0
 
     @property
     def seconds(self) -> float:

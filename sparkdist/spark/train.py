@@ -7,19 +7,39 @@ import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from pyspark import InheritableThread, SparkContext
 
-from sparkdist.client import Address, Entry, HttpClient, unreachable
+from sparkdist.client import Address, Compressing, Entry, HttpClient, Memory, unreachable
+from sparkdist.codecs import Codec
 from sparkdist.errors import PassFailed
 from sparkdist.spark.failures import told_plainly
+from sparkdist.spark.residency import local_file
 from sparkdist.spark.transport import acknowledge_at_once
 from sparkdist.workers import Units, Worker, downpour
 
 __all__ = ["Loop", "Plan", "run_job", "unreachable_from", "work"]
 
 _LOOK_SECONDS = 0.2
+T = TypeVar("T")
+
+
+class Coding(NamedTuple):
+    """How gradients are compressed on their way."""
+
+    codec: Codec
+    size: int
+    dtype: str
+    seed: int
+    #: A memory that the server cannot work out stays on the worker's host.
+    on_host: bool
+
+    def __call__(self, client: HttpClient, address: Address, partition: int) -> Compressing:
+        """Put the codec before a client."""
+        path = local_file(f"sparkdist-memory-{address.run}-{partition}")
+        memory = Memory(path) if self.on_host else None
+        return Compressing(client, self.codec, self.size, self.dtype, self.seed, memory)
 
 
 class Loop(NamedTuple):
@@ -28,6 +48,7 @@ class Loop(NamedTuple):
     worker: Worker = downpour()
     patience: float = 300.0
     state_bytes: int = 0
+    coding: Coding | None = None
 
 
 class Plan(NamedTuple):
@@ -40,19 +61,25 @@ class Plan(NamedTuple):
 
 
 def work(plan: Plan, partition: int, elements: Iterable[Any]) -> Iterator[int]:
-    """Run the worker of a partition, and give the number of its units."""
+    """Run the worker of a partition, and give how many times its codec's memory was lost."""
     acknowledge_at_once()
-    worker, patience, state_bytes = plan.loop
+    worker, patience, state_bytes, coding = plan.loop
+    lost = 0
     try:
         with (
             plan.make_units(partition, elements) as units,
             HttpClient(plan.address, plan.entries, patience, state_bytes) as client,
         ):
-            worker(client, partition, units)
+            if coding is None:
+                worker(client, partition, units)
+            else:
+                compressing = coding(client, plan.address, partition)
+                worker(compressing, partition, units)
+                lost = compressing.lost
     except Exception as error:
         what = f"{type(error).__name__}: {error}"
         raise PassFailed(f"the worker of partition {partition} failed: {what}") from error
-    yield units.total
+    yield lost
 
 
 def unreachable_from(context: SparkContext, address: Address) -> str | None:
@@ -63,19 +90,20 @@ def unreachable_from(context: SparkContext, address: Address) -> str | None:
 
 
 def run_job(
-    context: SparkContext, job: Callable[[], Any], look: Callable[[], BaseException | None]
-) -> None:
-    """Run a job in a thread of its own while ``look`` is called again and again.
+    context: SparkContext, job: Callable[[], T], look: Callable[[], BaseException | None]
+) -> T:
+    """Run a job in a thread of its own while ``look`` is called again and again; its answer.
 
     An exception that ``look`` returns, and Ctrl-C, cancel the job: no task of it is left.
     """
     group, failed = f"sparkdist-{uuid.uuid4().hex[:12]}", list[BaseException]()
+    found: list[T] = []
 
     def run() -> None:
         try:
             context.setJobGroup(group, "sparkdist: workers of the model server", True)
             with told_plainly("training"):
-                job()
+                found.append(job())
         except BaseException as error:
             failed.append(error)
 
@@ -95,3 +123,4 @@ def run_job(
         raise verdict
     if failed:
         raise failed[0] if isinstance(failed[0], PassFailed) else PassFailed(str(failed[0]))
+    return found[0]

@@ -1,0 +1,94 @@
+"""What a call of ``ModelServer.train`` asks for, and what is wrong with it."""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import dataclass
+from typing import Any
+
+from pyspark import RDD
+from pyspark.sql import DataFrame
+
+from sparkdist.errors import InvalidCall
+from sparkdist.layout import Layout
+from sparkdist.objectives import Objective
+from sparkdist.spark.dataset import Dataset
+from sparkdist.spark.sources import describe
+from sparkdist.spark.units import Epochs
+from sparkdist.workers import Worker, downpour
+
+__all__ = ["TrainingPlan", "misfits", "problems_of_data", "takes_rows", "worker_of"]
+
+
+@dataclass(frozen=True)
+class TrainingPlan:
+    """The numbers of a call of ``train``."""
+
+    epochs: Epochs
+    patience: float
+
+    def problems(self) -> list[str]:
+        """Find what is wrong with them: a sentence for each problem."""
+        whole = self.epochs._asdict()
+        del whole["worker"]
+        problems = [
+            f"{name} is {value!r}; it must be an integer >= {least}"
+            for name, value in whole.items()
+            if type(value) is not int or value < (least := 0 if name == "seed" else 1)
+        ]
+        if not (isinstance(self.patience, int | float) and self.patience > 0):
+            problems.append(f"patience is {self.patience!r}; it must be more than 0")
+        return problems
+
+    def named(self, n_rows: int | None) -> dict[str, Any]:
+        """Return what decides which batch is which."""
+        return {**self.epochs._asdict(), "worker": repr(self.epochs.worker), "rows": n_rows}
+
+
+def worker_of(worker: Any, *of_downpour: Any) -> tuple[Worker, list[str]]:
+    """Return the worker loop, downpour where none is given, and what is wrong with it."""
+    try:
+        own = downpour(*of_downpour)
+    except InvalidCall as error:
+        return downpour(), list(error.problems)
+    if worker is None:
+        return own, []
+    if not isinstance(worker, Worker):
+        return own, [f"worker is {worker!r}; it must be one of sparkdist.workers"]
+    problem = f"n_fetch, n_push and local_rate are downpour's; worker is {worker!r}"
+    return worker, [problem] if own != downpour() else []
+
+
+def problems_of_data(data: Any, objective: Any) -> list[str]:
+    """Find what is wrong with the data, and what does not go with the objective."""
+    if not isinstance(data, Dataset | DataFrame | RDD):
+        return [f"data is {describe(data)}; it must be a Dataset, a DataFrame or an RDD"]
+    if not isinstance(data, RDD) and takes_rows(objective):
+        return ["gradient(model, rows) is for an RDD; of a dataset f(w, X, y) gets arrays"]
+    return []
+
+
+def takes_rows(objective: Any) -> bool:
+    """Whether it is the user's ``gradient(model, rows)``: a function of two parameters."""
+    if isinstance(objective, Objective | str | type) or not callable(objective):
+        return False
+    try:
+        inspect.signature(objective).bind("model", "rows")
+    except (TypeError, ValueError):
+        return False
+    return True
+
+
+def misfits(loss: Objective, data: Dataset, layout: Layout) -> list[str]:
+    """Say where objective, data and model do not belong together."""
+    name, n = type(loss).__name__, data.n_features
+    if loss.n_features not in (None, n):
+        return [f"{name} has {loss.n_features} inputs; the data {n} features"]
+    if loss.own_layout is not None:
+        sizes = {loss.own_layout.size}
+    else:
+        sizes = {loss.size(n), loss.size(n) + loss.n_intercepts}
+    if layout.size not in sizes:
+        wanted = " or ".join(f"{size:,}" for size in sorted(sizes))
+        return [f"the model has {layout.size:,} parameters; {name} on this data has {wanted}"]
+    return []
