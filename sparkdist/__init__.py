@@ -8,7 +8,17 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from sparkdist import consistency, datasets, errors, objectives, updaters
+    from sparkdist import (
+        consistency,
+        datasets,
+        errors,
+        methods,
+        objectives,
+        simulate,
+        updaters,
+        workers,
+    )
+    from sparkdist.comparison import Comparison
     from sparkdist.model import Model
     from sparkdist.objectives import (
         MLP,
@@ -23,6 +33,7 @@ if TYPE_CHECKING:
     )
     from sparkdist.penalties import L1, L2, ElasticNet
     from sparkdist.result import History, Result, TrainingHistory
+    from sparkdist.spark.compare import compare
     from sparkdist.spark.dataset import Dataset
     from sparkdist.spark.deepdist import DeepDist
     from sparkdist.spark.minimize import minimize
@@ -35,6 +46,7 @@ __all__ = [
     "L1",
     "L2",
     "MLP",
+    "Comparison",
     "Dataset",
     "DeepDist",
     "ElasticNet",
@@ -53,19 +65,25 @@ __all__ = [
     "Squared",
     "SquaredHinge",
     "TrainingHistory",
+    "compare",
     "consistency",
     "datasets",
     "errors",
     "load",
+    "methods",
     "minimize",
     "objectives",
     "read_dataframe",
     "read_dataset",
+    "simulate",
     "updaters",
+    "workers",
 ]
 
 #: Where the names are that are not objectives or modules of their own.
 _HOMES = {
+    "sparkdist.comparison": ["Comparison"],
+    "sparkdist.spark.compare": ["compare"],
     "sparkdist.model": ["Model"],
     "sparkdist.penalties": ["L1", "L2", "ElasticNet"],
     "sparkdist.result": ["History", "Result", "TrainingHistory"],
@@ -77,7 +95,9 @@ _HOMES = {
     "sparkdist.spark.resident": ["ResidentEngine"],
     "sparkdist.spark.scoring": ["SparkModel", "load"],
 }
-_MODULES = ["consistency", "datasets", "errors", "objectives", "updaters"]
+_MODULES = [
+    "consistency", "datasets", "errors", "methods", "objectives", "simulate", "updaters", "workers",
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:

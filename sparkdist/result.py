@@ -12,7 +12,7 @@ from scipy.optimize import OptimizeResult
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["History", "Result", "TrainingHistory"]
+__all__ = ["History", "Result", "TrainingHistory", "plotting"]
 
 
 @dataclass
@@ -50,7 +50,7 @@ class History:
         ImportError
             Without matplotlib; ``pip install sparkdist[plot]``.
         """
-        return _plotting().plot_history(self, title)
+        return plotting().plot_history(self, title)
 
 
 @dataclass
@@ -112,7 +112,7 @@ class TrainingHistory:
         ImportError
             Without matplotlib; ``pip install sparkdist[plot]``.
         """
-        return _plotting().plot_training(self, title)
+        return plotting().plot_training(self, title)
 
 
 class Result(OptimizeResult):  # type: ignore[misc]  # SciPy has no types
@@ -146,7 +146,8 @@ class Result(OptimizeResult):  # type: ignore[misc]  # SciPy has no types
         return self.history.plot(f"{self.method}: {self.fun:.8g} after {after}")
 
 
-def _plotting() -> ModuleType:
+def plotting() -> ModuleType:
+    """Import what draws."""
     try:
         return importlib.import_module("sparkdist._plot")
     except ImportError as error:

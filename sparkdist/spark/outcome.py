@@ -44,6 +44,7 @@ def of_server(serving: Serving, watch: Watch, **found: Any) -> Result:
         staleness=dict(status["staleness"]),
         noise_scale=status["noise_scale"],
         restarts=serving.supervisor.restarts,
+        memories_lost=watch.memories_lost,
         seconds=watch.seconds,
         history=watch.history,
         **found,

@@ -67,12 +67,21 @@ def descend(
 
         def tell(status: dict[str, Any]) -> None:
             if callback is not None:
-                seen = {"x": server.model, "nit": status["version"]}
-                callback(OptimizeResult(seen | {"nfev": status["counts"].get("applied", 0)}))
+                callback(_seen(server, status))
 
         result = server.train(data, problem.objective, callback=tell, progress=progress, **of_train)
     result.method = method
     return result
+
+
+def _seen(server: ModelServer, status: dict[str, Any]) -> OptimizeResult:
+    return OptimizeResult(
+        x=server.model,
+        nit=status["version"],
+        nfev=status["counts"].get("applied", 0),
+        examples=status["examples"],
+        n_bytes=status["bytes_in"] + status["bytes_out"],
+    )
 
 
 def _options_of(function: Callable[..., Any]) -> list[str]:

@@ -1,0 +1,143 @@
+"""compare: the same problem by several methods, each with its time to accuracy."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from typing import Any, TypeAlias
+
+import numpy as np
+from pyspark import RDD
+from pyspark.sql import DataFrame
+from scipy.optimize import OptimizeResult
+
+from sparkdist.comparison import Comparison, Curve, thinned
+from sparkdist.errors import InvalidCall
+from sparkdist.problem import MeanLoss, as_objective, pose
+from sparkdist.result import Result
+from sparkdist.spark.aggregate import AggregateEngine
+from sparkdist.spark.dataset import Dataset, as_dataset
+from sparkdist.spark.minimize import minimize
+from sparkdist.spark.stochastic import NAMES
+
+__all__ = ["compare"]
+
+#: Points of a stochastic run at which the objective is worked out afterwards: a pass each.
+_POINTS = 25
+Call: TypeAlias = dict[str, Any]
+
+
+def compare(
+    objective: Any,
+    data: Dataset | DataFrame | RDD[Any],
+    methods: Sequence[str] | Mapping[str, Mapping[str, Any]],
+    target: float,
+    w0: Any = None,
+    **options: Any,
+) -> Comparison:
+    """Run several methods on the same data, and say how long each took to reach a target.
+
+    Parameters
+    ----------
+    objective, data, w0
+        As those of :func:`minimize`; data is ingested once, before any clock runs.
+    methods
+        Names, ``["lbfgs", "downpour"]``; or a dict of options by a name of your own, whose
+        ``method`` is the name itself unless it is there: ``{"lbfgs": {}, "fast sgd": {"method":
+        "sgd", "epochs": 20}}``.  Tune each one's rate, and say how: an untuned method proves
+        nothing.
+    target
+        A value of the objective, penalty included.
+    **options
+        For all methods: penalty, intercept ...
+
+    Returns
+    -------
+    Comparison
+        ``print`` it, ``plot()`` it, or take ``rows()``, ``to_json()`` and ``results``.
+
+    Conventions
+    -----------
+    The clock of a method is that of its own call.  The objective along a stochastic run is worked
+    out on all rows when the run is over, at copies of its parameters, and is not on its clock.
+
+    Raises
+    ------
+    InvalidCall
+        As :func:`minimize`; and for a dict of options that says no method that there is.
+    """
+    named = methods if isinstance(methods, Mapping) else {name: {} for name in methods}
+    if not named:
+        raise InvalidCall("compare", ["there is no method to compare"])
+    curves, results = [], {}
+    with ExitStack() as stack:
+        dataset = as_dataset(data, stack)
+        for name, own in named.items():
+            call = {"method": name, "progress": False, **options, **own}
+            run = _stochastic if call["method"] in NAMES else _exact
+            curve, results[name] = run(name, objective, dataset, w0, call)
+            curves.append(curve)
+    return Comparison(target, curves, results)
+
+
+def _exact(name: str, objective: Any, data: Dataset, w0: Any, call: Call) -> tuple[Curve, Result]:
+    """Run a solver: its history says all."""
+    result = minimize(objective, data, w0, **call)
+    curve, history = Curve(name), result.history
+    model = result.x.values() if isinstance(result.x, dict) else [result.x]
+    both_ways = 2 * 8 * sum(part.size for part in model) * data.n_partitions
+    for i, fun in enumerate(history.fun):
+        passes = history.passes[i]
+        curve.append(history.seconds[i], passes, both_ways * passes, i, fun)
+    return curve, result
+
+
+def _stochastic(
+    name: str, objective: Any, data: Dataset, w0: Any, call: Call
+) -> tuple[Curve, Result]:
+    """Run a method with a server; copies of its parameters are looked at afterwards."""
+    seen: list[tuple[float, OptimizeResult]] = []
+    began = time.perf_counter()
+
+    def see(state: OptimizeResult) -> None:
+        seen.append((time.perf_counter() - began, state))
+
+    result = minimize(objective, data, w0, callback=see, **call)
+    objective_at, start = _evaluation(objective, data, w0, call)
+    curve = Curve(name, staleness=_mean(result.staleness))
+    curve.append(0.0, 0.0, 0.0, 0, objective_at(start))
+    for i in thinned(len(seen), _POINTS):
+        seconds, state = seen[i]
+        passes, fun = state.examples / data.n_rows, objective_at(state.x)
+        curve.append(seconds, passes, state.n_bytes, state.nit, fun)
+    return curve, result
+
+
+def _evaluation(
+    objective: Any, data: Dataset, w0: Any, call: Call
+) -> tuple[Callable[[Any], float], Any]:
+    """Return the objective on all rows, and the model to start from, of a call of minimize."""
+    loss = as_objective(objective, w0)
+    problem = pose(
+        loss,
+        data.n_features,
+        loss.initial(call.get("seed", 0)) if w0 is None else w0,
+        penalty=call.get("penalty"),
+        bounds=None,
+        intercept=call.get("intercept", False),
+        unpenalized=call.get("unpenalized", ()),
+        problems=[],
+    )
+    mean, l1 = MeanLoss(AggregateEngine(data), problem, lambda *_: None), problem.l1 * problem.mask
+
+    def objective_at(x: Any) -> float:
+        w = problem.layout.flatten(x)
+        return mean(w)[0] + float(l1 @ np.abs(w))
+
+    return objective_at, problem.layout.unflatten(problem.w0)
+
+
+def _mean(counts: Mapping[int, int]) -> float:
+    applied = sum(counts.values())
+    return sum(age * count for age, count in counts.items()) / applied if applied else 0.0
