@@ -78,15 +78,14 @@ def plot_comparison(curves: Sequence[Curve], best: float, target: float) -> Figu
             x, gap = np.asarray(getattr(curve, what)), np.asarray(curve.fun) - best
             there = (gap > 0) & (x > 0)
             one.plot(x[there], gap[there], color=colour, lw=1.6, label=curve.name)
-            if what == "seconds" and there.any():
-                end = (x[there][-1], gap[there][-1])
-                one.annotate(curve.name, end, (4, 0), textcoords="offset points", color=colour)
         if target > best:
             one.axhline(target - best, color=_FAINT, lw=1, ls=(0, (4, 3)))
         one.set(xscale="log", yscale="log")
         one.set_xlabel(label, color=_INK)
         _plain(one)
     axes[0].set_ylabel("objective − best", color=_INK)
+    lines, names = axes[0].get_legend_handles_labels()
+    figure.legend(lines, names, loc="outside lower center", ncols=6, frameon=False)
     return figure
 
 
