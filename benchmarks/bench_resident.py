@@ -1,4 +1,4 @@
-"""The resident engine: a pass on tiny data, fits against MLlib, how a pass grows."""
+"""The resident engine: a pass on tiny data, fits against MLlib, how a pass grows, threads."""
 
 from __future__ import annotations
 
@@ -36,6 +36,7 @@ DENSE_MLLIB = 50
 #: The pass grows from here by 1, 2, 4 and 8: rows of 100 columns; columns of 125,000 rows.
 ROWS, COLUMNS, TIMES = (62_500, 100), (125_000, 50), (1, 2, 4, 8)
 GROWTH_PASSES, BANDWIDTH_BYTES = 25, 512 << 20
+THREADS_SHAPE = (125_000, 400)
 
 Fit = Callable[[], Array]
 
@@ -49,6 +50,7 @@ def main() -> None:
         fits(spark)
     growth(spark)
     spark.stop()
+    threads()
 
 
 # --- a pass on tiny data --------------------------------------------------------------------
@@ -140,18 +142,11 @@ class Problem:
 
     def sparkdist(self, df: Any, method: str, tol: float, dtype: str = "float64") -> Array:
         """Fit on the resident engine, from the DataFrame on."""
+        call = {"method": method, "penalty": L2(self.strength), "tol": tol, "progress": False}
+        if dtype == "float64":
+            return np.asarray(minimize(Logistic(), df, engine="resident", **call).x)
         with Dataset.from_dataframe(df, dtype=dtype) as data:
-            return np.asarray(
-                minimize(
-                    Logistic(),
-                    data,
-                    method=method,
-                    penalty=L2(self.strength),
-                    engine="resident",
-                    tol=tol,
-                    progress=False,
-                ).x
-            )
+            return np.asarray(minimize(Logistic(), data, engine="resident", **call).x)
 
 
 def fits(spark: Any) -> None:
@@ -329,6 +324,33 @@ def fixed_and_rate(points: list[tuple[float, float]]) -> tuple[float, float]:
     size, ms = np.array(points).T
     slope, fixed = np.polyfit(size, ms, 1, w=1 / ms)
     return float(fixed), float(1 / slope)
+
+
+# --- BLAS threads ---------------------------------------------------------------------------
+
+
+def threads() -> None:
+    """Time passes whose workers have one BLAS thread each, as by default, or two."""
+    n, d = THREADS_SHAPE
+    times: dict[int, list[float]] = {1: [], 2: []}
+    for _ in range(2):
+        for count in times:
+            setting = {"spark__executorEnv__OMP_NUM_THREADS": str(count)}
+            spark = start_session("4g", **setting)
+            times[count].append(1e3 * pass_seconds(spark, n, d))
+            spark.stop()
+    rows = [
+        {
+            f"{n:,} x {d} float64, 2 workers": f"{count} BLAS thread{'s' * (count > 1)} each",
+            "ms a pass (median)": round(statistics.median(found), 1),
+        }
+        for count, found in times.items()
+    ]
+    note = (
+        "Two sessions of each, in turns. Spark gives its Python workers as many threads as"
+        " `spark.task.cpus`, 1 by default; `spark.executorEnv.OMP_NUM_THREADS` changes that."
+    )
+    report("resident_threads", "BLAS threads of the workers", rows, [note])
 
 
 def bandwidth(n: int) -> float:

@@ -23,12 +23,14 @@ os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
-def start_session(memory: str = "6g") -> Any:
-    """Start a quiet session on two threads."""
+def start_session(memory: str = "6g", **conf: str) -> Any:
+    """Start a quiet session on two threads; of names in ``conf`` a dot is written as ``__``."""
     from pyspark.sql import SparkSession
 
+    more = {name.replace("__", "."): value for name, value in conf.items()}
     return (
-        SparkSession.builder.master("local[2]")
+        SparkSession.builder.config(map=more)
+        .master("local[2]")
         .appName("sparkdist benchmark")
         .config("spark.driver.memory", memory)
         .config("spark.ui.enabled", "false")

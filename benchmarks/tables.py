@@ -1,4 +1,4 @@
-"""Write the benchmarks' tables into the README, between their markers."""
+"""Write the benchmarks' tables into the pages, between their markers."""
 
 from __future__ import annotations
 
@@ -8,18 +8,20 @@ from pathlib import Path
 
 from common import RESULTS, markdown
 
-README = Path(__file__).parents[1] / "README.md"
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
 def main() -> None:
     """Replace what stands between ``<!-- bench NAME -->`` and ``<!-- end -->``."""
-    text = README.read_text()
-    for name in re.findall(r"<!-- bench (\w+) -->", text):
-        content = json.loads((RESULTS / f"{name}.json").read_text())
-        pattern = rf"(<!-- bench {name} -->\n).*?(\n?<!-- end -->)"
-        table = markdown(content)
-        text = re.sub(pattern, lambda m, t=table: f"{m[1]}{t}\n<!-- end -->", text, flags=re.S)
-    README.write_text(text)
+    for page in PAGES:
+        text = page.read_text()
+        for name in re.findall(r"<!-- bench (\w+) -->", text):
+            content = json.loads((RESULTS / f"{name}.json").read_text())
+            pattern = rf"(<!-- bench {name} -->\n).*?(\n?<!-- end -->)"
+            table = markdown(content)
+            text = re.sub(pattern, lambda m, t=table: f"{m[1]}{t}\n<!-- end -->", text, flags=re.S)
+        page.write_text(text)
 
 
 if __name__ == "__main__":
