@@ -10,10 +10,10 @@ SPARK = tools/with-spark.sh
 SUBMIT = $(SPARK) spark-submit --master 'local[2]'
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo check test test-all bench format clean
+.PHONY: help venv demo check test test-all test-compose bench notebooks format clean
 
 help: ## list the verbs
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-9s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' Makefile
 
 venv: ## make .venv with the package and its tools (PYTHON=... chooses the interpreter)
 	@tools/setup.sh venv
@@ -26,20 +26,31 @@ check: venv ## format, lint, types and the tests that need no JVM: under a minut
 	$(PY) -m ruff format --check .
 	$(PY) -m ruff check .
 	$(PY) -m mypy
-	PYTHONHASHSEED=0 $(PY) -m pytest -q -n 2 -m "not (spark or cluster or process or long or slow)"
+	PYTHONHASHSEED=0 $(PY) -m pytest -q -n 2 -m "not (spark or cluster or process or long or slow or compose)"
 
 test: venv ## all tests but the slow ones, with Spark: on both cores, a file to a process
-	PYTHONHASHSEED=0 $(SPARK) $(PY) -m pytest -q -n 2 --dist loadfile -m "not slow and not cluster"
+	@tools/setup.sh browser >/dev/null
+	PYTHONHASHSEED=0 $(SPARK) $(PY) -m pytest -q -n 2 --dist loadfile -m "not slow and not cluster and not compose"
 	$(SPARK) $(PY) -m pytest -q -m "cluster and not slow"
 
 test-all: venv ## every test, at full strength
-	SPARKDIST_FULL=1 $(SPARK) $(PY) -m pytest -q -m ""
+	@tools/setup.sh browser >/dev/null
+	SPARKDIST_FULL=1 $(SPARK) $(PY) -m pytest -q -m "not compose"
+
+test-compose: venv ## the cluster of docker-compose.yml trains and survives: needs Docker, minutes
+	$(PY) -m pytest -q -s -m compose tests/test_compose.py
 
 bench: venv ## run every benchmark, then write the tables of the README from the results
 	@for bench in benchmarks/bench_*.py; do \
 		echo "$$bench" && $(SPARK) $(PY) "$$bench" || exit 1; \
 	done
 	$(PY) benchmarks/tables.py
+
+notebooks: venv ## run the notebooks in full, each in its kernel: minutes
+	@out=$$(mktemp -d) && for book in notebooks/*.ipynb; do \
+		began=$$(date +%s) && $(SPARK) $(PY) -m nbconvert --log-level ERROR --to notebook --execute \
+			--output-dir "$$out" "$$book" && echo "$$book: $$(($$(date +%s) - began)) s" || exit 1; \
+	done && echo "with what they showed: $$out"
 
 format: venv ## put the code into the one form
 	$(PY) -m ruff format .
