@@ -10,7 +10,7 @@ SPARK = tools/with-spark.sh
 SUBMIT = $(SPARK) spark-submit --master 'local[2]'
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo check test test-all test-compose bench notebooks format clean
+.PHONY: help venv demo check test test-all test-compose bench docs notebooks format clean
 
 help: ## list the verbs
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' Makefile
@@ -45,6 +45,9 @@ bench: venv ## run every benchmark, then write the tables of the README from the
 		echo "$$bench" && $(SPARK) $(PY) "$$bench" || exit 1; \
 	done
 	$(PY) benchmarks/tables.py
+
+docs: venv ## build the site of the documentation into build/site
+	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --quiet
 
 notebooks: venv ## run the notebooks in full, each in its kernel: minutes
 	@out=$$(mktemp -d) && for book in notebooks/*.ipynb; do \

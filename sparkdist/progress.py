@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from types import TracebackType
 from typing import Any, TypeVar
 
@@ -12,9 +13,16 @@ B = TypeVar("B", bound="_Bar")
 
 
 class _Bar:
-    """A tqdm bar that ends with its ``with``; None where nobody looks."""
+    """A tqdm bar that ends with its ``with``; none where nobody looks."""
 
     _bar: Any = None
+
+    def _show_itself(self, **options: Any) -> None:
+        """Begin a bar, on a terminal or in a notebook."""
+        if sys.stderr.isatty() or _in_kernel():
+            from tqdm import tqdm
+
+            self._bar = tqdm(file=_output(), **options)
 
     def __enter__(self: B) -> B:
         return self
@@ -41,10 +49,8 @@ class Progress(_Bar):
     """
 
     def __init__(self, shown: bool, name: str):
-        if shown and _somebody_looks():
-            from tqdm.auto import tqdm
-
-            self._bar = tqdm(desc=name, unit="pass", bar_format="{desc}: {n} passes{postfix}")
+        if shown:
+            self._show_itself(desc=name, unit="pass", bar_format="{desc}: {n} passes{postfix}")
 
     def show(self, passes: int, fun: float, grad_norm: float, seconds: float) -> None:
         """Show the newest evaluation, and how many passes there were with it."""
@@ -63,13 +69,19 @@ class TrainingProgress(_Bar):
         False silences it.  Otherwise it shows itself on a terminal and in a notebook.
     total
         Rows in all epochs; None where nobody knows.
+    page
+        Gives the address of the server's live page, which is shown above the bar, or None.
     """
 
-    def __init__(self, shown: bool, total: int | None):
-        if shown and _somebody_looks():
-            from tqdm.auto import tqdm
-
-            self._bar = tqdm(desc="sparkdist", total=total, unit=" examples", unit_scale=True)
+    def __init__(
+        self, shown: bool, total: int | None, page: Callable[[], str | None] = lambda: None
+    ):
+        if shown:
+            self._show_itself(desc="sparkdist", total=total, unit=" examples", unit_scale=True)
+            if self._bar is not None and (address := page()):
+                # Where the bar is: standard output may be a file that others read.
+                file = sys.stderr if sys.stderr.isatty() else sys.stdout
+                self._bar.write(f"sparkdist: live page {address}", file=file)
 
     def show(self, status: dict[str, Any]) -> None:
         """Show the server's books: loss, staleness, and how fast examples come in."""
@@ -85,6 +97,36 @@ class TrainingProgress(_Bar):
         self._bar.update(status["examples"] - self._bar.n)
 
 
-def _somebody_looks() -> bool:
-    """Whether standard error is a terminal, or the kernel of a notebook runs us."""
-    return sys.stderr.isatty() or "ipykernel" in sys.modules
+class _Cell:
+    """The output of a notebook's cell as a file for tqdm: one line, changed in place.
+
+    Unlike the widget of ``tqdm.auto`` it needs no ipywidgets, and a notebook that is saved and
+    opened elsewhere shows the last line, where of the widget it shows the first.
+    """
+
+    encoding = "utf-8"
+
+    def __init__(self) -> None:
+        from IPython import display
+
+        show: Any = display.display  # IPython has types, but not here
+        self._shown = show({"text/plain": ""}, raw=True, display_id=True)
+
+    def write(self, text: str) -> None:
+        """Show a line that begins anew; tqdm's moves of the cursor mean nothing here."""
+        if text.startswith("\r"):
+            self._shown.update({"text/plain": text.strip()}, raw=True)
+
+    def flush(self) -> None:
+        """Nothing is kept back."""
+
+
+def _output() -> Any:
+    """Where a bar is drawn: in the cell of a notebook, else on standard error."""
+    return _Cell() if _in_kernel() else sys.stderr
+
+
+def _in_kernel() -> bool:
+    """Whether this is a notebook's kernel; that its library is loaded says nothing."""
+    ipython: Any = sys.modules.get("IPython")
+    return ipython is not None and hasattr(ipython.get_ipython(), "kernel")

@@ -14,11 +14,6 @@ class Terminal(io.StringIO):
         return True
 
 
-@pytest.fixture(autouse=True)
-def no_notebook(monkeypatch):
-    monkeypatch.delitem(sys.modules, "ipykernel", raising=False)
-
-
 def written(monkeypatch, stream, *, shown=True, passes=3):
     """What a run of some passes leaves on standard error."""
     monkeypatch.setattr(sys, "stderr", stream)
@@ -43,9 +38,31 @@ def test_who_does_not_want_it_sees_nothing(monkeypatch):
     assert written(monkeypatch, Terminal(), shown=False) == ""
 
 
+def in_kernel(monkeypatch, kernel):
+    """Have IPython loaded, and the program run in a kernel or not; what its cell shows."""
+    lines = []
+    shell = types.SimpleNamespace(kernel=None) if kernel else None
+    display = types.SimpleNamespace(
+        display=lambda *a, **k: types.SimpleNamespace(
+            update=lambda data, raw: lines.append(data["text/plain"])
+        )
+    )
+    fake = types.ModuleType("IPython")
+    fake.get_ipython, fake.display = lambda: shell, display
+    monkeypatch.setitem(sys.modules, "IPython", fake)
+    return lines
+
+
 def test_a_notebook_sees_it_too(monkeypatch):
-    monkeypatch.setitem(sys.modules, "ipykernel", types.ModuleType("ipykernel"))
-    assert "sparkdist lbfgs: 2 passes" in written(monkeypatch, io.StringIO(), passes=2)
+    lines = in_kernel(monkeypatch, kernel=True)
+    assert written(monkeypatch, io.StringIO(), passes=2) == ""
+    assert lines[-1].startswith("sparkdist lbfgs: 2 passes")
+
+
+def test_a_program_that_has_only_loaded_ipython_is_no_notebook(monkeypatch):
+    lines = in_kernel(monkeypatch, kernel=False)
+    assert written(monkeypatch, io.StringIO()) == ""
+    assert lines == []
 
 
 @pytest.mark.parametrize("error", [None, RuntimeError])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 from pyspark.sql import SparkSession
 
@@ -25,7 +26,7 @@ def test_the_python_of_the_readme_runs(
     df = sparkdist.read_dataframe(spark, "a9a-test").limit(500)
     names = {"df": df}
     blocks = python_blocks()
-    first, one_line, own_rows, stochastic, deepdist = blocks
+    first, one_line, own_rows, stochastic, deepdist, point, comparison = blocks
     exec(compile(first, str(README), "exec"), names)
     assert "converged" in capsys.readouterr().out
     assert len(names["figure"].axes) == 4
@@ -38,6 +39,11 @@ def test_the_python_of_the_readme_runs(
     capsys.readouterr()
     exec(compile(deepdist, str(README), "exec"), names)
     assert len(eval(capsys.readouterr().out)) == 3
+    exec(compile(point, str(README), "exec"), names)
+    assert names["result"].success and names["result"].fun < np.log(2)
+    exec(compile(comparison, str(README), "exec"), names)
+    assert "to an objective of 0.36" in capsys.readouterr().out
+    assert [curve.name for curve in names["found"].curves] == ["lbfgs", "sgd", "local_sgd"]
 
 
 def test_the_first_example_is_short() -> None:

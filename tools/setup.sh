@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Make what sparkdist needs on this machine, and nothing that is there already.
-#   tools/setup.sh venv   .venv with the package (editable) and its tools at the locked versions
-#   tools/setup.sh java   print the home of a Java 17 or newer; install one first if need be
+#   tools/setup.sh venv     .venv with the package (editable) and its tools at the locked versions
+#   tools/setup.sh java     print the home of a Java 17 or newer; install one first if need be
+#   tools/setup.sh browser  print the path of a Chromium; install one first if that can be done
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -104,8 +105,9 @@ $(cat pyproject.toml constraints.txt | cksum)"
     # uv makes environments without pip.
     .venv/bin/python -m pip --version >/dev/null 2>&1 || step .venv/bin/python -m ensurepip ||
         fail ".venv has no pip and cannot get one: remove .venv and say 'make venv'"
-    # 21.3 is the first pip that installs a pyproject.toml editable.
-    pip_install 'pip>=21.3'
+    # 21.3 is the first pip that installs a pyproject.toml editable; 23.0, Debian 12's, does not
+    # get to an end with extras that name extras.
+    pip_install 'pip>=24'
     pip_install -e '.[dev]' -c constraints.txt
     echo "$wanted" >"$stamp"
     say ".venv is ready"
@@ -141,8 +143,35 @@ need_java() {
         "openjdk-17-jre-headless (or default-jre-headless); one that is elsewhere is named by JAVA_HOME"
 }
 
+# --- a browser, for the tests of the live page ------------------------------------------------
+
+# Ubuntu's chromium-browser may be a stub that only asks for a snap: each is asked itself.
+find_browser() {
+    local candidate
+    for candidate in chromium chromium-browser google-chrome; do
+        if "$candidate" --version >/dev/null 2>&1 </dev/null; then
+            command -v "$candidate"
+            return
+        fi
+    done
+    return 1
+}
+
+# Nothing fails without one: those tests are skipped and say so.
+want_browser() {
+    find_browser && return
+    if may_apt; then
+        say "installing Chromium with apt-get"
+        apt_install chromium && apt_install fonts-liberation || true
+        find_browser && return
+    fi
+    say "no Chromium: the tests of the live page in a browser are skipped; on Debian, as root:" \
+        "apt-get install chromium fonts-liberation"
+}
+
 case "${1:-}" in
     venv) make_venv ;;
     java) need_java ;;
-    *) fail "usage: tools/setup.sh venv|java" ;;
+    browser) want_browser ;;
+    *) fail "usage: tools/setup.sh venv|java|browser" ;;
 esac
