@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from sparkdist import (
+        codecs,
         consistency,
         datasets,
         errors,
@@ -65,6 +66,7 @@ __all__ = [
     "Squared",
     "SquaredHinge",
     "TrainingHistory",
+    "codecs",
     "compare",
     "consistency",
     "datasets",
@@ -96,6 +98,7 @@ _HOMES = {
     "sparkdist.spark.scoring": ["SparkModel", "load"],
 }
 _MODULES = [
+    "codecs",
     "consistency", "datasets", "errors", "methods", "objectives", "simulate", "updaters", "workers",
 ]  # fmt: skip
 

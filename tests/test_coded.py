@@ -173,11 +173,23 @@ def test_on_the_host_a_residual_is_there_again_and_a_lost_one_is_counted(tmp_pat
     assert second.lost == 0
     assert_array_equal(again.parameters()[1], calm.parameters()[1])
 
-    # Killed between the server's count and the file: the file is of the clock before.
+    # Killed between the server's count and its answer.
     late = new_store(codec, bsp(), 1)
-    *_, last = work_through(late, codec, 1, dies_at=(5,), folder=tmp_path / "late")
-    assert last.lost == 1
-    assert not np.array_equal(late.parameters()[1], calm.parameters()[1])
+    *_, last = work_through(late, codec, 1, dies_at=(5, 6), folder=tmp_path / "late")
+    assert last.lost == 0
+    assert_array_equal(late.parameters()[1], calm.parameters()[1])
+
+    # Run again on another host.
+    lost = new_store(codec, bsp(), 1)
+    first = Compressing(Wired(lost), codec, D, "<f8", SEED, Memory(tmp_path / "here"))
+    first.join(0)
+    for clock in range(4):
+        at = first.pull(0)
+        first.push(0, clock, at, units.gradient(clock, 0, at.w), want=False)
+    second = Compressing(Wired(lost), codec, D, "<f8", SEED, Memory(tmp_path / "there"))
+    downpour()(second, 0, units)
+    assert second.lost == 1
+    assert not np.array_equal(lost.parameters()[1], calm.parameters()[1])
 
 
 def test_k5_what_is_late_is_late_and_not_lost(tmp_path):

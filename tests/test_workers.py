@@ -220,3 +220,11 @@ def test_two_copies_of_each_worker_change_nothing_under_bsp():
         assert not copy.is_alive()
     assert_array_equal(store.parameters()[1], alone)
     assert store.ledger.balanced
+
+
+def test_in_rounds_who_fetches_less_often_than_he_pushes_is_refused():
+    """Otherwise most of his gradients are of an earlier round, and dropped."""
+    (problem,) = downpour(n_fetch=3, n_push=2).misfits(in_rounds=True)
+    assert problem.startswith("n_fetch is 3 and n_push 2: where pushes are kept for rounds")
+    assert downpour(n_fetch=3, n_push=2).misfits(in_rounds=False) == []
+    assert downpour(n_fetch=2, n_push=2).misfits(in_rounds=True) == []

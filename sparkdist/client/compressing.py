@@ -17,8 +17,9 @@ __all__ = ["Compressing", "Memory"]
 class Memory:
     """Where the memory of a codec is kept on this host, for whoever goes on for a partition.
 
-    A file is a clock and the vector that belongs to it; it is replaced as a whole, so that a task
-    that is killed leaves the old one or the new one.
+    A file is a clock, the vector that belongs to it, and the one of the next clock.  It is written
+    before a push is sent: whether that counts then decides which of the two goes on.  It is
+    replaced as a whole, so that a task that is killed leaves the old file or the new one.
 
     Parameters
     ----------
@@ -29,13 +30,14 @@ class Memory:
     def __init__(self, path: Path):
         self._path = path
 
-    def keep(self, clock: int, memory: Array) -> None:
-        """Write down what is to be known at a clock."""
+    def keep(self, clock: int, now: Array, following: Array) -> None:
+        """Write down what is to be known at a clock, and at the next one."""
         draft = self._path.with_suffix(f".{os.getpid()}")
         draft.parent.mkdir(parents=True, exist_ok=True)
         with open(draft, "wb") as file:
             file.write(clock.to_bytes(8, "little"))
-            file.write(memory.astype("<f8", copy=False).tobytes())
+            for memory in (now, following):
+                file.write(memory.astype("<f8", copy=False).tobytes())
         os.replace(draft, self._path)
 
     def recall(self, clock: int, size: int) -> Array | None:
@@ -44,8 +46,10 @@ class Memory:
             data = self._path.read_bytes()
         except OSError:
             return None
-        fits = len(data) == 8 * (size + 1) and int.from_bytes(data[:8], "little") == clock
-        return np.frombuffer(data, "<f8", offset=8) if fits else None
+        age = clock - int.from_bytes(data[:8], "little")
+        if len(data) != 8 * (2 * size + 1) or age not in (0, 1):
+            return None
+        return np.frombuffer(data, "<f8", size, 8 * (1 + age * size))
 
     def forget(self) -> None:
         """Remove the file."""
@@ -126,6 +130,8 @@ class Compressing:
         if self._goes_along:
             own = () if gradient.state is None else (gradient.state,)
             sent = sent._replace(state=np.concatenate([*own, _flat(after)]))
+        if self._memory is not None:
+            self._memory.keep(clock, _flat(self._state), _flat(after))
         answer = self._client.push(partition, clock, at, sent, want=want)
         self._book(clock, answer, after)
         return answer
@@ -145,8 +151,8 @@ class Compressing:
         self._clock = clock + 1
         if answer.status == "ok":
             self._state = after
-        if self._memory is not None:
-            self._memory.keep(self._clock, _flat(self._state))
+        elif self._memory is not None:
+            self._memory.keep(self._clock, _flat(self._state), _flat(self._state))
 
     def _parts(self, vector: Array | None) -> tuple[Array, ...]:
         if vector is None:

@@ -39,7 +39,7 @@ from sparkdist.spark.training_plan import (
 )
 from sparkdist.spark.units import BlockWork, Epochs, RowWork
 from sparkdist.updaters import Damping, Descent, Updater, adagrad
-from sparkdist.workers import Worker, downpour
+from sparkdist.workers import Whole, Worker, downpour
 
 __all__ = ["ModelServer", "type_of"]
 
@@ -219,6 +219,7 @@ class ModelServer(Face):
         self._serving.supervisor  # noqa: B018  # is it running?
         refuse_connect(data)
         worker, problems = worker_of(worker, n_fetch, n_push, local_rate)
+        problems += worker.misfits(in_rounds=self._consistency.in_rounds)
         problems += _several_reads(self._updater, worker)
         plan = TrainingPlan(Epochs(batch_size, epochs, seed, worker), patience)
         if problems := plan.problems() + problems + problems_of_data(data, objective):
@@ -241,8 +242,9 @@ class ModelServer(Face):
         if problems := misfits(loss, data, self._layout):
             raise InvalidCall("train", problems)
         data.refuse_labels(loss)
-        loop = self._loop(plan, loss.biases)
         handles = self._serving.fit_to_slots(data.handles)
+        of_all = {"n_workers": handles.getNumPartitions(), "n_rows": data.n_rows}
+        loop = self._loop(plan, loss.biases, objective=loss, weight=data.weight_sum, **of_all)
         make_units = BlockWork(loss, self._w.dtype.str, plan.epochs)
         self._serving.run(handles, make_units, loop, plan.named(data.n_rows), watch)
         problem = Problem(loss, self._layout, self._w, self._mask, self._l1, self._l2)
@@ -251,16 +253,27 @@ class ModelServer(Face):
     def _train_on_rows(
         self, rows: RDD[Any], gradient: Any, plan: TrainingPlan, watch: Watch
     ) -> Result:
-        loop = self._loop(plan, ())
         rows = self._serving.fit_to_slots(rows)
+        of_all = {"n_workers": rows.getNumPartitions(), "n_rows": 0}
+        loop = self._loop(plan, (), objective=gradient, weight=0.0, **of_all)
         make_units = RowWork(gradient, self._layout, self._w.dtype.str, plan.epochs)
         self._serving.run(rows, make_units, loop, plan.named(None), watch)
         penalty = (self._l1, self._l2, self._mask)
         return of_rows(self._serving, make_units, rows, self._layout, penalty, watch)
 
-    def _loop(self, plan: TrainingPlan, biases: Sequence[str]) -> Loop:
+    def _loop(self, plan: TrainingPlan, biases: Sequence[str], **of_data: Any) -> Loop:
         """What each worker does, with its part of the penalty, and what it has to remember."""
         worker = self._agree_on_penalty(plan.epochs.worker, biases)
+        whole = Whole(
+            **of_data,
+            consistency=self._consistency,
+            updater=self._updater,
+            plain=self._clip is None and self._codec is None and not self._damping,
+            l1=self._l1,
+            l2=self._l2,
+            mask=self._mask,
+        )
+        worker = worker.part_of(whole)
         size, dtype, coding = self._w.size, self._w.dtype.str, None
         numbers = worker.state_size(size)
         if self._codec is not None:
@@ -324,7 +337,8 @@ def _problems(updater: Any, consistency: Any, penalty: Any) -> list[str]:
     if not isinstance(consistency, Consistency):
         problems.append(f"consistency is {consistency!r}; it must be one of sparkdist.consistency")
     elif consistency.in_rounds and getattr(updater, "remembers_reads", False):
-        problems.append(f"{updater!r} needs pushes that are applied one by one; {consistency!r}")
+        rule = "needs pushes that are applied one by one"
+        problems.append(f"{updater!r} {rule}; {consistency!r} sums them")
     if penalty is not None and not isinstance(penalty, Penalty):
         problems.append(f"penalty is {penalty!r}; it must be L2(...), L1(...) or ElasticNet(...)")
     return problems

@@ -7,6 +7,9 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
+
 from sparkdist.blocks import Array, Block
 from sparkdist.client import Gradient
 from sparkdist.errors import BadData, BadGradient
@@ -45,6 +48,12 @@ class _BlockUnits(_Units):
     def __init__(self, work: BlockWork, batches: Batches):
         super().__init__(work.epochs, batches.per_epoch)
         self._work, self._of = work, batches
+        self.n_rows, self.weight = batches.n_rows, batches.weight
+
+    def rows(self, clock: int, step: int) -> tuple[NDArray[np.intp], Block]:
+        """Return a batch, and which rows of the partition these are."""
+        place = self._place(clock, step)
+        return self._of.rows(*place), self._of.get(*place)
 
     def gradient(self, clock: int, step: int, w: Array) -> Gradient:
         """Sum loss and gradient over a batch."""

@@ -7,8 +7,10 @@ from typing import Any, ClassVar, NamedTuple, Protocol
 
 from sparkdist.blocks import Array
 from sparkdist.client import Gradient, ParameterClient
+from sparkdist.consistency import Consistency
+from sparkdist.updaters import Updater
 
-__all__ = ["Cuts", "Units", "Worker"]
+__all__ = ["Cuts", "UnitWorker", "Units", "Whole", "Worker"]
 
 
 class Cuts(NamedTuple):
@@ -63,6 +65,25 @@ class Units(Protocol):
         """Sums over batch ``step`` of a unit, at w."""
 
 
+class Whole(NamedTuple):
+    """What a worker may have to know of the run that it is a part of."""
+
+    #: The loss; or, of an RDD's own rows, the user's function.
+    objective: Any
+    n_workers: int
+    #: Of all workers: how many rows there are, and the sum of their weights; 0 if nobody knows.
+    n_rows: int
+    weight: float
+    consistency: Consistency
+    updater: Updater
+    #: The updater gets what is pushed as it is: no codec, no clipping, no damping.
+    plain: bool
+    #: Strengths of the penalty, and 1 where it acts, 0 where it does not.
+    l1: float
+    l2: float
+    mask: Array
+
+
 class Worker(ABC):
     """A worker loop: what runs on a partition from ``join`` to ``leave``.
 
@@ -86,6 +107,50 @@ class Worker(ABC):
         """How many numbers a worker's state has; ``size`` is that of the parameters."""
         return 0
 
+    def part_of(self, whole: Whole) -> Worker:
+        """Return the loop for a run.
+
+        Raises
+        ------
+        InvalidCall
+            If it cannot be a part of this one.
+        """
+        return self
+
+    def misfits(self, *, in_rounds: bool) -> list[str]:
+        """Say what does not go together with pushes that are kept for rounds, or are not."""
+        return []
+
     def penalised(self, l1: float, l2: float, mask: Any) -> Worker:
         """Return the loop that penalises its own steps; others leave that to the server."""
         return self
+
+
+class UnitWorker(Worker):
+    """A worker that fetches, works at a unit, and pushes what came out, unit by unit."""
+
+    @abstractmethod
+    def unit(self, units: Units, clock: int, w: Array, state: Array | None) -> Gradient:
+        """Work at a unit from the server's parameters and the state after the unit before.
+
+        ``state`` is None before the first one; what is returned has the one after this unit.
+        """
+
+    def __call__(self, client: ParameterClient, partition: int, units: Units) -> None:
+        """Work through a partition's units."""
+        at = client.join(partition)
+        state = at.state
+        while at.next < units.total:
+            clock = at.next
+            if at.w is None:
+                at = client.pull(partition)
+            if at.w is not None and at.next == clock:
+                found = self.unit(units, clock, at.w, state)
+                at = client.push(partition, clock, at, found, want=True)
+                if at.status == "ok" and at.next == clock + 1:
+                    state = found.state
+                    continue
+            # Another copy is ahead, the server was restored, or this unit did not count.
+            at = client.join(partition)
+            state = at.state
+        client.leave(partition)

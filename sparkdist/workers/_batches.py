@@ -59,6 +59,15 @@ class Batches:
         rows = self._order.rows(epoch, number)
         return Block(self._gather(rows), self._y[rows], self._weight[rows])
 
+    def rows(self, epoch: int, number: int) -> NDArray[np.intp]:
+        """Return which rows of the partition a batch has."""
+        return self._order.rows(epoch, number)
+
+    @property
+    def weight(self) -> float:
+        """Sum of the weights of all rows."""
+        return float(self._weight.sum())
+
     def _gather(self, rows: NDArray[np.intp]) -> Matrix:
         """Features of the rows, block by block; the rows are sorted."""
         cuts = np.searchsorted(rows, self._starts)

@@ -52,6 +52,15 @@ class downpour(Worker):
         if problems:
             raise InvalidCall("downpour", problems)
 
+    def misfits(self, *, in_rounds: bool) -> list[str]:
+        """Refuse to fetch less often than to push: a round takes gradients of its own version."""
+        if not in_rounds or self.n_fetch <= self.n_push:
+            return []
+        rule = (
+            f"n_fetch is {self.n_fetch} and n_push {self.n_push}: where pushes are kept for rounds"
+        )
+        return [f"{rule}, n_fetch must be at most n_push, or most gradients are dropped"]
+
     def cuts(self, per_epoch: int, epochs: int) -> Cuts:
         """Cut each epoch into n_push batches, and what is left."""
         return Cuts(per_epoch, epochs, self.n_push)
@@ -79,7 +88,9 @@ class downpour(Worker):
                     w = w - (rate / gradient.weight) * gradient.value
             else:
                 assert accrued is not None
-                answer = client.push(partition, clock, base, accrued, want=age >= n_fetch)
+                answer = client.push(
+                    partition, clock, base, accrued, want=age >= n_fetch and clock + 1 < units.total
+                )
                 if answer.w is not None:
                     at, w, age = answer, answer.w, 0
                 else:

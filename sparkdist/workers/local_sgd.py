@@ -9,16 +9,16 @@ from typing import Any, ClassVar
 import numpy as np
 
 from sparkdist.blocks import Array
-from sparkdist.client import Answer, Gradient, ParameterClient
+from sparkdist.client import Gradient
 from sparkdist.errors import InvalidCall
 from sparkdist.updaters import Descent, State, Updater, sgd
-from sparkdist.workers._base import Cuts, Units, Worker
+from sparkdist.workers._base import Cuts, Units, UnitWorker
 
 __all__ = ["local_sgd"]
 
 
 @dataclass(frozen=True)
-class local_sgd(Worker):
+class local_sgd(UnitWorker):
     """Make some steps alone, then push how far they went: the pseudo-gradient.
 
     ::
@@ -66,6 +66,8 @@ class local_sgd(Worker):
             problems.append(f"steps is {self.steps!r}; {rule}")
         if type(self.warm) is not int or self.warm < 0:
             problems.append(f"warm is {self.warm!r}; it must be an integer >= 0")
+        elif self.warm and self.steps == "epoch":
+            problems.append("warm is for pushes after a number of steps, and not after epochs")
         if not (isinstance(self.inner, Updater) and self.inner.takes_gradients):
             rule = "it must be one of sparkdist.updaters that takes gradients"
             problems.append(f"inner is {self.inner!r}; {rule}")
@@ -87,33 +89,12 @@ class local_sgd(Worker):
         """As much as the inner updater remembers."""
         return size * len(self.inner.init(np.zeros(1)))
 
-    def __call__(self, client: ParameterClient, partition: int, units: Units) -> None:
-        """Work through a partition's units."""
-        descent = self.descent or Descent(self.inner)
-        at = client.join(partition)
-        state = at.state
-        while at.next < units.total:
-            clock = at.next
-            if at.w is None:
-                at = client.pull(partition)
-                if at.next != clock or at.w is None:
-                    at, state = _again(client, partition)
-                    continue
-            local = _Local(descent, at.w, state, units.first(clock))
-            for step in range(units.steps(clock)):
-                local.step(units.gradient(clock, step, local.w))
-            answer = client.push(partition, clock, at, local.result(at.w), want=True)
-            if answer.status == "ok" and answer.next == clock + 1:
-                at, state = answer, local.memory()
-            else:  # another copy is ahead, the server was restored, or this one did not count
-                at, state = _again(client, partition)
-        client.leave(partition)
-
-
-def _again(client: ParameterClient, partition: int) -> tuple[Answer, Array | None]:
-    """Start from what the server knows of this worker."""
-    at = client.join(partition)
-    return at, at.state
+    def unit(self, units: Units, clock: int, w: Array, state: Array | None) -> Gradient:
+        """Make the steps of a unit; return how far they went, and what the inner updater knows."""
+        local = _Local(self.descent or Descent(self.inner), w, state, units.first(clock))
+        for step in range(units.steps(clock)):
+            local.step(units.gradient(clock, step, local.w))
+        return local.result(w)
 
 
 class _Local:

@@ -1,0 +1,111 @@
+"""Desk: what is between a frame and the store, as the server's routes do it."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import xxhash
+
+from sparkdist import wire
+from sparkdist.errors import BadGradient
+from sparkdist.server.answer import GO_ON, Answer
+from sparkdist.server.rules import Push, all_finite
+from sparkdist.server.store import Store
+from sparkdist.simulate.copies import Request
+
+__all__ = ["Desk", "Taken"]
+
+
+class Taken(NamedTuple):
+    """What became of a request: its answer, or, with ``waits``, what there is of it yet."""
+
+    answer: Answer
+    waits: bool
+
+
+class Desk:
+    """Asks the store, which never blocks here: whoever has to wait is told so.
+
+    Parameters
+    ----------
+    store
+        The model server's own; a run is open.
+    entries
+        The model's arrays, as a header describes them.
+    """
+
+    def __init__(self, store: Store, entries: tuple[wire.Entry, ...]):
+        self.store, self.entries = store, entries
+        self._run = store.ledger.run
+
+    def take(self, partition: int, request: Request) -> Taken:
+        """Do what a worker asks for.
+
+        Raises
+        ------
+        BadGradient
+            For a push that cannot be applied, and is not to be left out.
+        """
+        if request.what == "push":
+            return self._push(b"".join(request.frame))
+        if request.what == "pull":
+            answer = self.store.pull(self._run, partition, 0.0)
+            return Taken(answer, answer.w is None)
+        return Taken(getattr(self.store, request.what)(self._run, partition), False)
+
+    def again(self, partition: int, first: Answer) -> Taken:
+        """Look whether somebody who waits may have the parameters now."""
+        answer = self.store.pull(self._run, partition, 0.0)
+        status = "ok" if first.status == "wait" else first.status
+        return Taken(answer._replace(status=status), answer.w is None)
+
+    def pack(self, answer: Answer) -> tuple[wire.Message, int]:
+        """Make the message of an answer, and say how long its frame is.
+
+        All messages of a version share its bytes: of 1,000 workers that wait for one.
+        """
+        fields = answer._asdict()
+        w, state = fields.pop("w"), fields.pop("state")
+        entries: tuple[wire.Entry, ...] = ()
+        body = memoryview(b"")
+        if state is not None:
+            entries = (wire.Entry(wire.STATE, "<f8", state.shape),)
+            body = memoryview(state).cast("B")
+        elif w is not None:
+            entries, body = self.entries, memoryview(w)
+        size = sum(len(piece) for piece in wire.pieces(fields, entries, [body]))
+        return wire.Message(fields, entries, body), size
+
+    def _push(self, frame: bytes) -> Taken:
+        message = wire.decode(frame)
+        digest = xxhash.xxh3_64_intdigest(message.payload)
+        message, state = wire.without_state(message)
+        fields = message.fields
+        partition, clock = fields["partition"], fields["clock"]
+        try:
+            if state is not None and not all_finite(state):
+                raise BadGradient("the worker's state has NaN or infinite values", "not_finite")
+            gradient = self.store.rule.admit(message)
+        except BadGradient as error:
+            left_out = self.store.reject(self._run, partition, clock, error.reason)
+            if left_out is None:
+                said = f"partition {partition}, push {clock}: {error}"
+                raise BadGradient(said, error.reason) from None
+            return Taken(left_out, False)
+        push = Push(
+            partition,
+            clock,
+            fields["base"],
+            fields["generation"],
+            gradient,
+            digest,
+            fields["weight"],
+            fields["examples"],
+            fields["loss"],
+            state,
+            bytes(message.payload) if self.store.rule.follows else None,
+            len(frame),
+        )
+        answer = self.store.push(self._run, push, want=fields["want"])
+        # Those who do not go on are sent back, and have to pull.
+        return Taken(answer, fields["want"] and answer.w is None and answer.status in GO_ON)

@@ -1,0 +1,129 @@
+"""Staging: the server and the workers of a training, put together as the real ones are."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from sparkdist.blocks import Array, Block
+from sparkdist.client import Compressing, Memory, ParameterClient
+from sparkdist.codecs import Codec
+from sparkdist.errors import InvalidCall
+from sparkdist.methods import Method
+from sparkdist.problem import Problem
+from sparkdist.server.checkpoint import Checkpointer
+from sparkdist.server.coded import CodedGradient
+from sparkdist.server.rules import MeanGradient, model_entries
+from sparkdist.server.store import Store
+from sparkdist.simulate.copies import Loop
+from sparkdist.simulate.desk import Desk
+from sparkdist.simulate.training import Training
+from sparkdist.updaters import Descent
+from sparkdist.workers import Units, Whole, Worker
+
+__all__ = ["stage"]
+
+
+def stage(
+    caller: str,
+    problem: Problem,
+    training: Training,
+    method: Method,
+    parts: Sequence[Sequence[Block]],
+    dtype: str,
+) -> tuple[Desk, Loop]:
+    """Make the store behind its desk, and what each worker does; ``parts`` are the workers' rows.
+
+    The penalty is added by the workers that descend on their own, and else by the server.
+
+    Raises
+    ------
+    InvalidCall
+        If nobody could add the penalty; and what the parts say themselves.
+    """
+    layout, (worker, policy, updater, codec) = problem.layout, method
+    codec = None if codec is None else codec.bind(layout)
+    penalised = bool(problem.l1 or problem.l2) or updater.penalises
+    by_server = penalised and not worker.own_penalty
+    if by_server and not updater.takes_gradients:
+        said = f"{updater!r} takes differences, and {worker!r} pushes gradients"
+        raise InvalidCall(caller, [f"{said}: nobody could add the penalty"])
+    if policy.in_rounds and updater.remembers_reads:
+        said = f"{updater!r} needs pushes that are applied one by one"
+        raise InvalidCall(caller, [f"{said}; {policy!r} sums up those of a round"])
+    l1, l2 = (problem.l1, problem.l2) if by_server else (0.0, 0.0)
+    mask = problem.mask if by_server else None
+    descent = Descent(updater, l1, l2, mask, training.clip, training.damping)
+    rule = MeanGradient(descent, layout, dtype)
+    if codec is not None:
+        rule = CodedGradient(descent, layout, dtype, codec)
+    store = Store(problem.w0.astype(dtype), rule, policy, Checkpointer(None))
+    if penalised:
+        worker = worker.penalised(problem.l1, problem.l2, problem.mask)
+    worker = worker.part_of(_whole(problem, training, method, parts))
+    numbers = worker.state_size(layout.size)
+    loop: Loop = worker
+    if codec is not None:
+        coded = _Coded(worker, codec, layout.size, dtype, training)
+        numbers, loop = numbers + coded.state_size, coded
+    store.begin("simulated", len(parts), state_bytes=8 * numbers)
+    return Desk(store, model_entries(layout, dtype)), loop
+
+
+def _whole(
+    problem: Problem, training: Training, method: Method, parts: Sequence[Sequence[Block]]
+) -> Whole:
+    """What a worker may have to know of the run."""
+    blocks = [block for part in parts for block in part]
+    return Whole(
+        objective=problem.objective,
+        n_workers=len(parts),
+        n_rows=sum(len(block.y) for block in blocks),
+        weight=float(sum(block.weight.sum() for block in blocks)),
+        consistency=method.consistency,
+        updater=method.updater,
+        plain=training.clip is None and method.codec is None and not training.damping,
+        l1=problem.l1,
+        l2=problem.l2,
+        mask=problem.mask,
+    )
+
+
+class _Coded:
+    """A worker loop whose gradients go through a codec."""
+
+    def __init__(self, worker: Worker, codec: Codec, size: int, dtype: str, training: Training):
+        self._worker, self._codec, self._size, self._dtype = worker, codec, size, dtype
+        self._seed, self._memories = training.seed, dict[int, Memory]()
+        self._on_host = training.memory == "host" and not codec.rebuildable
+
+    @property
+    def state_size(self) -> int:
+        """How many numbers of the codec's memory the server may get."""
+        if self._on_host:
+            return 0
+        return sum(part.size for part in self._codec.init(self._size, self._dtype))
+
+    def __call__(self, client: ParameterClient, partition: int, units: Units) -> None:
+        """Run the loop with a compressing client."""
+        memory = self._memories.setdefault(partition, _Host()) if self._on_host else None
+        coding = self._codec, self._size, self._dtype, self._seed, memory
+        self._worker(Compressing(client, *coding), partition, units)
+
+
+class _Host(Memory):
+    """A host, which a worker's death leaves as it was."""
+
+    def __init__(self) -> None:
+        self._kept: tuple[int, Array] = (-1, np.empty(0))
+
+    def keep(self, clock: int, memory: Array) -> None:
+        self._kept = clock, memory.copy()
+
+    def recall(self, clock: int, size: int) -> Array | None:
+        at, memory = self._kept
+        return memory if at == clock and memory.size == size else None
+
+    def forget(self) -> None:
+        self._kept = -1, np.empty(0)

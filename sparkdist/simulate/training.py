@@ -1,0 +1,97 @@
+"""Training: what is simulated, as ``minimize`` on a model server knows it."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from sparkdist import methods, registry
+from sparkdist.codecs import Codec
+from sparkdist.consistency import Consistency
+from sparkdist.errors import InvalidCall
+from sparkdist.methods import Method
+from sparkdist.penalties import L1, L2, ElasticNet
+from sparkdist.problem import Penalty
+from sparkdist.updaters import Damping, Updater
+from sparkdist.workers import Worker
+
+__all__ = ["Training"]
+
+#: What a method is made of: the name of the argument, its type, and where there are some.
+_PARTS: list[tuple[str, type, str]] = [
+    ("worker", Worker, "workers"),
+    ("consistency", Consistency, "consistency"),
+    ("updater", Updater, "updaters"),
+    ("codec", Codec, "codecs"),
+]
+
+
+@dataclass(frozen=True)
+class Training:
+    """The arguments of a call that say what is trained and how; see :func:`simulate`."""
+
+    method: str = "downpour"
+    worker: Worker | None = None
+    consistency: Consistency | None = None
+    updater: Updater | None = None
+    codec: Codec | None = None
+    memory: str = "host"
+    penalty: Penalty | None = None
+    intercept: bool = False
+    unpenalized: Sequence[str] = ()
+    clip: float | None = None
+    damping: Damping | None = None
+    batch_size: int = 64
+    epochs: int = 1
+    seed: int = 0
+    #: Of the method.
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def made(self, problems: list[str]) -> Method:
+        """Put the parts together; what is wrong with them is added to ``problems``."""
+        problems += self._problems()
+        method = self._method(problems)
+        own: dict[str, Any] = {}
+        for name, kind, room in _PARTS:
+            given = getattr(self, name)
+            if isinstance(given, kind):
+                own[name] = given
+            elif given is not None:
+                problems.append(f"{name} is {given!r:.80}; it must be one of sparkdist.{room}")
+        found = method._replace(**own)
+        problems += found.worker.misfits(in_rounds=found.consistency.in_rounds)
+        return found
+
+    def _problems(self) -> list[str]:
+        problems = []
+        for name in ("batch_size", "epochs", "seed"):
+            value, least = getattr(self, name), 0 if name == "seed" else 1
+            if type(value) is not int or value < least:
+                problems.append(f"{name} is {value!r}; it must be an integer >= {least}")
+        if not isinstance(self.penalty, L1 | L2 | ElasticNet | None):
+            rule = "it must be L2(...), L1(...) or ElasticNet(...)"
+            problems.append(f"penalty is {self.penalty!r}; {rule}")
+        if self.memory not in ("host", "server"):
+            problems.append(f"memory is {self.memory!r}; it must be 'host' or 'server'")
+        return problems
+
+    def _method(self, problems: list[str]) -> Method:
+        """Make the method of its own options; downpour where that cannot be."""
+        known = registry.names(methods)
+        if self.method not in known:
+            problems.append(f"there is no method {self.method!r}; there are {', '.join(known)}")
+            return registry.get(methods, "downpour")()
+        make = registry.get(methods, self.method)
+        own = inspect.signature(make).parameters
+        problems += [
+            f"{self.method} has no option {name!r}; it has {', '.join(own)}"
+            for name in self.options
+            if name not in own
+        ]
+        try:
+            return make(**{name: value for name, value in self.options.items() if name in own})
+        except InvalidCall as error:
+            problems += error.problems
+            return registry.get(methods, "downpour")()
