@@ -305,10 +305,11 @@ def test_a_trace_is_used_as_it_is_and_begins_again():
 
 def test_backup_the_first_round_ends_with_the_last_push_that_it_needs():
     noted = Noted(exponential(1.0))
-    result = idle_units(20, 1, noted, backup(3), method="sgd")
+    result = idle_units(20, 2, noted, backup(3), method="sgd")
     first = min(e.seconds for e in result.events if e.verb == "fetch" and e.version == 1)
     assert first == np.sort(noted.table[:, 0])[20 - 3 - 1]
-    assert result.counts["applied"] == 17 and result.counts["dropped"] == 3
+    assert result.counts["applied"] >= 17 and result.counts["dropped"] >= 3
+    assert result.counts["applied"] + result.counts["dropped"] == 40
 
 
 # --- deaths -----------------------------------------------------------------------------------

@@ -116,14 +116,14 @@ class _Host(Memory):
     """A host, which a worker's death leaves as it was."""
 
     def __init__(self) -> None:
-        self._kept: tuple[int, Array] = (-1, np.empty(0))
+        self._kept: dict[int, Array] = {}
 
-    def keep(self, clock: int, memory: Array) -> None:
-        self._kept = clock, memory.copy()
+    def keep(self, clock: int, now: Array, following: Array) -> None:
+        self._kept = {clock: now.copy(), clock + 1: following.copy()}
 
     def recall(self, clock: int, size: int) -> Array | None:
-        at, memory = self._kept
-        return memory if at == clock and memory.size == size else None
+        memory = self._kept.get(clock)
+        return memory if memory is not None and memory.size == size else None
 
     def forget(self) -> None:
-        self._kept = -1, np.empty(0)
+        self._kept = {}
