@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import runpy
 import subprocess
@@ -21,6 +22,7 @@ from sklearn.datasets import dump_svmlight_file
 from sklearn.linear_model import LogisticRegression
 
 import sparkdist
+from sparkdist import commands
 from sparkdist.blocks import Array
 
 pytestmark = pytest.mark.spark
@@ -236,6 +238,71 @@ def test_what_cannot_work_is_one_message_and_exit_status_2(arguments, sentence, 
     (record,) = [record for record in caplog.records if record.name == "sparkdist.train"]
     assert sentence in record.getMessage()
     assert "Traceback" not in caplog.text
+
+
+# --- by python -m sparkdist -------------------------------------------------------------------
+
+
+@pytest.fixture
+def command(spark: SparkSession, monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
+    """Run a command in the module's session, which it would stop at its end."""
+    monkeypatch.setattr(SparkSession, "stop", lambda session: None)
+    return lambda *arguments: commands.main([str(argument) for argument in arguments])
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        "--method sgd --consistency ssp:1 --updater momentum --rate 0.05",
+        "--method downpour:n_push=2 --checkpoint none",
+        "--method local_sgd:4 --rate 0.2",
+    ],
+)
+def test_a_model_server_trains_from_the_command_line(how, command, tmp_path, capsys):
+    more = ["--epochs", 30, "--batch-size", 10, "--seed", 3, "--l2", "0.1", "--json"]
+    files = [*write_libsvm(tmp_path), "--output", tmp_path / "model"]
+    assert command("train", *files, *how.split(), *more) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["method"] == how.split()[1].partition(":")[0]
+    assert found["counts"]["received"] == found["counts"]["applied"]
+    assert found["examples"] == 30 * N
+    # Near the optimum: 0.69 at the start, and what is left is the noise of batches of ten rows.
+    assert optimum() <= found["fun"] <= optimum() + 0.03
+    assert sparkdist.load(tmp_path / "model").metrics["objective"] == found["fun"]
+    assert {"history.json", "history.png"} <= {file.name for file in (tmp_path / "model").iterdir()}
+
+
+def test_the_report_of_an_exact_method_is_json_too(command, tmp_path, capsys):
+    files = [*write_libsvm(tmp_path), "--output", tmp_path / "model"]
+    how = ["--l2", "0.1", "--tol", "1e-9", "--engine", "resident", "--expect", repr(optimum())]
+    assert command("train", *files, *how, "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert_allclose(found["fun"], optimum(), rtol=1e-10)
+    assert found["reached"] is found["success"] is True
+    assert (found["rows"], found["features"], found["method"]) == (N, D, "lbfgs")
+    assert set(found["metrics"]["train"]) == {"loss", "error_rate"}
+
+
+@pytest.mark.parametrize("write", FEATURES)
+def test_features_are_kept_in_single_precision_if_asked(write, command, tmp_path, capsys):
+    how = ["--l2", "0.1", "--tol", "1e-5", "--dtype", "float32", "--json"]
+    assert command("train", *write(tmp_path), *how, "--output", tmp_path / "model") == 0
+    found = json.loads(capsys.readouterr().out)
+    # float32 rounds the features to 6e-8 of their size: the optimum is another one, but near.
+    assert 0 < abs(found["fun"] / optimum() - 1) < 1e-6
+
+
+def test_verbose_tells_each_iteration(command, tmp_path, caplog):
+    files = [*write_libsvm(tmp_path), "--output", tmp_path / "model"]
+    try:
+        assert command("train", *files, "--l2", "0.1", "--verbose") == 0
+    finally:
+        logging.getLogger("sparkdist").setLevel(logging.NOTSET)
+    told = [record.getMessage() for record in caplog.records]
+    assert any(line.startswith(f"Dataset({N} rows x {D} features") for line in told)
+    iterations = [line for line in told if line.startswith("iteration ")]
+    assert iterations[0].startswith("iteration 1: objective 0.")
+    assert len(iterations) > 2
 
 
 def test_predictions_are_not_overwritten_unless_asked(run_job, tmp_path, caplog):
