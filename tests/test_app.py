@@ -20,6 +20,7 @@ from sparkdist import wire
 from sparkdist.consistency import asp
 from sparkdist.errors import CheckpointError
 from sparkdist.layout import Layout
+from sparkdist.server import page
 from sparkdist.server.app import Settings, create_app
 from sparkdist.server.checkpoint import Checkpointer
 from sparkdist.server.rules import MeanGradient
@@ -145,12 +146,10 @@ def good_body(path):
 
 
 def test_the_routes_are_those_that_are_documented():
+    looks = ["/healthz", "/readyz", "/metrics", "/v1/status", "/v1/model"]
+    looks += ["/", "/page.css", "/page.js", "/icon.svg"]
     assert ANSWERED == sorted(
-        [("GET", path) for path in ("/healthz", "/readyz", "/metrics", "/v1/status", "/v1/model")]
-        + [
-            ("HEAD", path)
-            for path in ("/healthz", "/readyz", "/metrics", "/v1/status", "/v1/model")
-        ]
+        [(method, path) for method in ("GET", "HEAD") for path in looks]
         + [("POST", f"/v1/{name}") for name in ("join", "pull", "push", "leave")]
     )
 
@@ -183,7 +182,7 @@ def with_wrong_tokens(path):
 @every_route
 def test_r37_every_route_but_healthz_needs_the_token(server, method, path):
     before = state_of(server)
-    is_open = path == "/healthz" and method in ("GET", "HEAD")
+    is_open = path in {"/healthz"} | page.OPEN and method in ("GET", "HEAD")
     for asked, headers in with_wrong_tokens(path):
         response = ask_unread(server, method, asked, headers)
         assert response.status_code == (200 if is_open else 401)
@@ -191,7 +190,9 @@ def test_r37_every_route_but_healthz_needs_the_token(server, method, path):
     assert state_of(server) == before
 
 
-@pytest.mark.parametrize("path", ["/", "/console", "/v1/push/", "//v1/status", "/static/a", "/v2"])
+@pytest.mark.parametrize(
+    "path", ["/page", "/console", "/v1/push/", "//v1/status", "/static/a", "/v2"]
+)
 def test_r37_paths_that_are_not_there_are_not_told_without_the_token(server, path):
     assert server.ask("GET", path, drop=["Authorization"]).status_code == 401
     assert server.ask("GET", path).status_code in (308, 404)
@@ -575,8 +576,10 @@ def test_r25_r44_an_exception_changes_nothing_and_tells_an_id_only(server, caplo
 def test_r44_no_debugger_and_no_banner(server):
     assert not server.app.debug and not server.app.testing
     assert server.ask("GET", "/console").status_code == 404
-    response = server.ask("GET", "/?__debugger__=yes&cmd=resource&f=debugger.js")
+    asked = "?__debugger__=yes&cmd=resource&f=debugger.js"
+    response = server.ask("GET", f"/v1{asked}")
     assert response.status_code == 404 and b"html" not in response.data
+    assert server.ask("GET", f"/{asked}").data == server.ask("GET", "/").data
     assert "Werkzeug" not in str(response.headers)
 
 

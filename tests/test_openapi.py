@@ -16,7 +16,7 @@ from jsonschema import Draft202012Validator
 
 from sparkdist.consistency import backup, bsp
 from sparkdist.errors import CheckpointError
-from sparkdist.server import app
+from sparkdist.server import app, page
 from sparkdist.server.checkpoint import Checkpointer
 from sparkdist.server.rules import MeanGradient
 from sparkdist.updaters import Descent, sgd
@@ -268,18 +268,21 @@ def test_r48_paths_and_methods_are_those_of_the_app() -> None:
     assert sorted(OPERATIONS) == sorted(test_app.ANSWERED)
 
 
-def test_r37_every_operation_but_healthz_needs_the_token() -> None:
+def test_r37_every_operation_but_healthz_and_the_pages_files_needs_a_token() -> None:
     open_ = {
         path
         for (_, path), found in OPERATIONS.items()
         if not found.get("security", API["security"])
     }
-    assert open_ == {"/healthz"}
+    assert open_ == {"/healthz"} | page.OPEN
     for (_, path), found in OPERATIONS.items():
         assert ("401" in found["responses"]) == (path not in open_)
     scheme = API["components"]["securitySchemes"]["runToken"]
     assert (scheme["type"], scheme["scheme"]) == ("http", "bearer")
     assert API["security"] == [{"runToken": []}]
+    either = [{"runToken": []}, {"readingToken": []}]
+    readable = {path for (_, path), found in OPERATIONS.items() if found.get("security") == either}
+    assert readable == page.READABLE
 
 
 def test_r48_every_answer_is_described() -> None:
@@ -436,13 +439,14 @@ def test_every_schema_is_one_and_every_part_is_used() -> None:
 
 def test_an_answer_that_is_not_described_is_seen() -> None:
     content = resolve(OPERATIONS["GET", "/v1/status"]["responses"]["200"])["content"]
-    status = serve().store.status()
+    status = serve().store.status(timeline=True)
     for wrong in (
         {"new": 1},
         {"counts": {"lost": 1}},
         {"staleness": [[1, 2, 3]]},
         {"version": -1},
         {"workers": [{"partition": 0}]},
+        {"timeline": [[0.5, 1, 64, 40.0]]},
     ):
         body = json.dumps(status | wrong).encode()
         assert len(problems_of(content, "application/json", body)) > 0, wrong

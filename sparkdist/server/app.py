@@ -11,9 +11,12 @@ from flask import Flask, Response
 
 from sparkdist import wire
 from sparkdist.errors import BadGradient
+from sparkdist.server import page
+from sparkdist.server.answer import Answer
 from sparkdist.server.incoming import (
     Budget,
     Environ,
+    Refusal,
     count,
     identifier,
     number,
@@ -22,8 +25,8 @@ from sparkdist.server.incoming import (
     weight,
 )
 from sparkdist.server.metrics import exposition
-from sparkdist.server.rules import Push, model_entries
-from sparkdist.server.store import Answer, Store
+from sparkdist.server.rules import Push, all_finite, model_entries
+from sparkdist.server.store import Store
 from sparkdist.server.web import as_json, frame, make_app
 
 __all__ = ["Settings", "create_app"]
@@ -52,6 +55,7 @@ def create_app(store: Store, settings: Settings) -> Flask:
     """Make the WSGI application of a store."""
     routes = Routes(store, settings)
     get = {
+        **page.views(),
         "/healthz": routes.healthz,
         "/readyz": routes.readyz,
         "/metrics": routes.metrics,
@@ -94,8 +98,8 @@ class Routes:
         return Response(text, content_type="text/plain; version=0.0.4; charset=utf-8")
 
     def status(self, environ: Environ) -> Response:
-        """Give the books as JSON."""
-        return as_json(200, self._store.status())
+        """Give the books as JSON, and how they came to be."""
+        return as_json(200, self._store.status(timeline=True))
 
     def model(self, environ: Environ) -> Response:
         """Give the parameters to anybody with the token, at once."""
@@ -124,19 +128,28 @@ class Routes:
 
     def push(self, environ: Environ) -> Response:
         """Count a gradient once; the answer carries the next parameters if they are wanted."""
-        limit = self._settings.body_limit
+        limit = self._settings.body_limit + self._store.state_bytes
         with ExitStack() as room:
             room.enter_context(self._budget.hold(environ, limit))
-            message = wire.decode(read_body(environ, limit))
+            body = read_body(environ, limit)
+            message = wire.decode(body)
             if self._store.consistency.waits:
                 room.close()  # the round keeps it anyway, and the others' are to come
-            return self._count(message)
+            return self._count(message, len(body))
 
-    def _count(self, message: wire.Message) -> Response:
+    def _count(self, message: wire.Message, n_bytes: int) -> Response:
+        digest, state = xxhash.xxh3_64_intdigest(message.payload), None
+        if most := self._store.state_bytes:
+            message, state = wire.without_state(message)
+            if state is not None and state.nbytes > most:
+                said = f"the worker's state has {state.nbytes} bytes; it may have {most}"
+                raise Refusal(413, "too_large", said)
         fields = message.fields
         run, partition = _worker(fields)
         clock = count(fields, "clock")
         try:
+            if state is not None and not all_finite(state):
+                raise BadGradient("the worker's state has NaN or infinite values", "not_finite")
             gradient = self._store.rule.admit(message)
         except BadGradient as error:
             answer = self._store.reject(run, partition, clock, error.reason)
@@ -150,18 +163,25 @@ class Routes:
             count(fields, "base"),
             identifier(fields, "generation"),
             gradient,
-            xxhash.xxh3_64_intdigest(message.payload),
+            digest,
             weight(fields),
             count(fields, "examples", 0),
             None if fields.get("loss") is None else number(fields, "loss", 0.0),
+            state,
+            bytes(message.payload) if self._store.rule.follows else None,
+            n_bytes,
         )
         wait = min(number(fields, "wait", 0.0), LONGEST_WAIT)
         want = fields.get("want") is True
         return self._answer(self._store.push(run, pushed, want=want, timeout=wait))
 
     def _answer(self, answer: Answer) -> Response:
-        fields = {name: value for name, value in answer._asdict().items() if name != "w"}
+        arrays = ("w", "state")
+        fields = {name: value for name, value in answer._asdict().items() if name not in arrays}
         status = _STATUS.get(answer.status, 200)
+        if answer.state is not None:
+            entry = wire.Entry(wire.STATE, "<f8", answer.state.shape)
+            return frame(status, wire.pieces(fields, [entry], [answer.state]))
         if answer.w is None:
             return frame(status, wire.pieces(fields))
         head, *_ = wire.pieces(fields, self._entries, [answer.w])

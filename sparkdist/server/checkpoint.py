@@ -48,6 +48,8 @@ class Snapshot(NamedTuple):
     #: Who wrote it, and of each server before that one the last version that was not lost.
     generation: str = ""
     lineage: dict[str, int] = {}  # a default that nobody changes
+    #: What the worker of each partition has to know to go on.
+    workers: dict[int, Array] = {}
 
 
 def write(folder: Path, snapshot: Snapshot) -> Path:
@@ -59,6 +61,7 @@ def write(folder: Path, snapshot: Snapshot) -> Path:
     """
     fields = snapshot._asdict()
     arrays = {f"state/{i:04d}": part for i, part in enumerate(fields.pop("state"))}
+    arrays |= {f"worker/{p}": part for p, part in fields.pop("workers").items()}
     arrays["w"] = fields.pop("w")
     body = save(arrays, metadata={"sparkdist": json.dumps(fields)})
     envelope = _ENVELOPE.pack(_MAGIC, _VERSION, len(body), hashlib.sha256(body).digest())
@@ -110,8 +113,10 @@ def _parse(body: bytes) -> Snapshot:
     arrays = load(body)
     (length,) = struct.unpack_from("<Q", body)
     meta = json.loads(json.loads(body[8 : 8 + length])["__metadata__"]["sparkdist"])
-    state = tuple(arrays[name] for name in sorted(arrays) if name != "w")
-    return Snapshot(w=arrays["w"], state=state, **meta)
+    state = tuple(arrays[name] for name in sorted(arrays) if name.startswith("state/"))
+    found = (name for name in arrays if name.startswith("worker/"))
+    workers = {int(name.removeprefix("worker/")): arrays[name] for name in found}
+    return Snapshot(w=arrays["w"], state=state, workers=workers, **meta)
 
 
 def read_newest(folder: Path) -> Snapshot:

@@ -79,10 +79,13 @@ def refuse_web_pages(environ: Environ, hosts: frozenset[str]) -> None:
         raise Refusal(400, "host", "the Host header is not this server's address")
 
 
-def refuse_wrong_token(environ: Environ, authorization: bytes) -> None:
-    """Refuse a request without this run's token; the comparison takes the same time for all."""
+def refuse_wrong_token(environ: Environ, *right: bytes) -> None:
+    """Refuse a request with none of the tokens that are right here.
+
+    A comparison takes the same time whatever is given.
+    """
     given = environ.get("HTTP_AUTHORIZATION", "").encode("utf-8", "replace")
-    if not hmac.compare_digest(given, authorization):
+    if not any([hmac.compare_digest(given, authorization) for authorization in right]):
         raise Refusal(401, "token", "this run's token is missing or wrong")
 
 

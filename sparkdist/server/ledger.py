@@ -14,12 +14,18 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, NamedTuple
 
+from sparkdist.blocks import Array
+from sparkdist.consistency import Consistency
 from sparkdist.errors import DecodeError, StaleRun
+from sparkdist.server.timeline import Timeline
 
 __all__ = ["STALENESS_BINS", "Last", "Ledger", "Verdict"]
 
 #: Staleness beyond this is counted as this.
 STALENESS_BINS = 1000
+
+
+_SUMS = ("examples", "loss", "weight")
 
 
 class Verdict(Enum):
@@ -59,10 +65,17 @@ class Ledger:
     counts: Counter[str] = field(default_factory=Counter)
     #: How many applied pushes were computed on parameters that were so many versions old.
     staleness: Counter[int] = field(default_factory=Counter)
+    #: What each worker has to know to go on at the clock that is expected of it, if it says so.
+    states: dict[int, Array] = field(default_factory=dict)
     #: Sums over the applied pushes.
     examples: int = 0
     loss: float = 0.0
     weight: float = 0.0
+    #: Bytes of the pushes that came, and of the parameters that went out, since the server's start.
+    bytes_in: int = 0
+    bytes_out: int = 0
+    #: How these have grown.
+    timeline: Timeline = field(default_factory=Timeline, compare=False)
 
     def refuse_stale(self, run: str) -> None:
         """Raise StaleRun for another run."""
@@ -100,11 +113,20 @@ class Ledger:
         if loss is not None:
             self.loss += loss
             self.weight += weight
+        self.timeline.add(self.counts["applied"], self.examples, self.loss, self.weight)
 
     def take_back(self, partition: int) -> None:
         """Expect the last push of a partition again."""
         self.next[partition] -= 1
         self.last.pop(partition, None)
+
+    def expect_again(self, partitions: Iterable[int], reason: str, *, kept: bool) -> None:
+        """Book pushes as rejected; those that were kept for a round are expected again."""
+        for partition in partitions:
+            if kept:
+                self.counts["kept"] -= 1
+                self.take_back(partition)
+            self.counts[f"rejected_{reason}"] += 1
 
     def first_version(self, partition: int, clock: int) -> int | None:
         """Return the version that the last push of a partition led to, if ``clock`` is that one."""
@@ -112,10 +134,11 @@ class Ledger:
         is_last = last is not None and clock == self.next.get(partition, 0) - 1
         return last.version if is_last and last is not None else None
 
-    def status(self, seen: Mapping[int, float]) -> dict[str, Any]:
+    def status(self, seen: Mapping[int, float], timeline: bool = False) -> dict[str, Any]:
         """The books for a reader; ``seen`` is when each worker was heard of (time.monotonic)."""
         now = time.monotonic()
         return {
+            **(self.timeline.status() if timeline else {}),
             "run": self.run,
             "plan": self.plan,
             "counts": dict(self.counts),
@@ -123,6 +146,8 @@ class Ledger:
             "examples": self.examples,
             "loss": self.loss,
             "weight": self.weight,
+            "bytes_in": self.bytes_in,
+            "bytes_out": self.bytes_out,
             "n_workers": self.n_workers,
             "workers": [
                 {
@@ -150,6 +175,17 @@ class Ledger:
         return min((self.next.get(partition, 0) for partition in active), default=1 << 62)
 
     @property
+    def leader(self) -> int | None:
+        """Smallest partition of those that have joined and not left."""
+        return min((p for p in self.next if p not in self.gone), default=None)
+
+    def lets_go(self, policy: Consistency, partition: int, version: int) -> bool:
+        """Whether a policy lets a worker have the parameters of a version."""
+        if policy.alone(version) and partition != self.leader:
+            return False
+        return not policy.waits or policy.may_pull(self.next.get(partition, 0), self.slowest)
+
+    @property
     def balanced(self) -> bool:
         """Whether received is the sum of what became of the pushes."""
         return self.counts["received"] == sum(
@@ -157,7 +193,7 @@ class Ledger:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything, for a checkpoint in JSON."""
+        """Everything but the workers' states, for a checkpoint in JSON."""
         return {
             "run": self.run,
             "n_workers": self.n_workers,
@@ -167,12 +203,13 @@ class Ledger:
             "gone": sorted(self.gone),
             "counts": dict(self.counts),
             "staleness": sorted(self.staleness.items()),
-            "sums": [self.examples, self.loss, self.weight],
+            "sums": [getattr(self, name) for name in _SUMS],
+            "timeline": self.timeline.saved,
         }
 
     def copy(self) -> Ledger:
         """Return books that do not change with these."""
-        return Ledger.from_dict(self.to_dict())
+        return Ledger.from_dict(self.to_dict(), self.states)
 
     def without(self, partitions: Iterable[int]) -> Ledger:
         """Return books in which the pushes kept of these partitions did not come yet."""
@@ -183,8 +220,8 @@ class Ledger:
         return books
 
     @classmethod
-    def from_dict(cls, saved: dict[str, Any]) -> Ledger:
-        """Read what :meth:`to_dict` gave."""
+    def from_dict(cls, saved: dict[str, Any], states: Mapping[int, Array] = {}) -> Ledger:
+        """Read what :meth:`to_dict` gave; the workers' states are arrays, and kept apart."""
         return cls(
             saved["run"],
             saved["n_workers"],
@@ -194,5 +231,7 @@ class Ledger:
             set(saved["gone"]),
             Counter(saved["counts"]),
             Counter(dict(saved["staleness"])),
-            *saved["sums"],
+            dict(states),
+            **dict(zip(_SUMS, saved["sums"], strict=True)),
+            timeline=Timeline(saved.get("timeline", ())),
         )

@@ -10,6 +10,12 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 
 __all__ = ["exposition"]
 
+_NOISE = {
+    "windows": "Windows of pushes that the gradient noise scale is measured on.",
+    "gradient_squared": "Estimate of the squared norm of the gradient over all rows.",
+    "noise": "Estimate of the trace of the covariance of the gradients of single rows.",
+    "batch_size": "Simple gradient noise scale, in rows: the quotient of the two.",
+}
 _GAUGES = {
     "version": "Version of the parameters: how many updates they have had.",
     "durable_version": "Version in the newest checkpoint; -1 without one.",
@@ -54,3 +60,6 @@ class _Books:
         yield staleness
         for name, what in _GAUGES.items():
             yield GaugeMetricFamily(f"sparkdist_{name}", what, value=status[name])
+        for name, value in (status["noise_scale"] or {}).items():
+            if value is not None:
+                yield GaugeMetricFamily(f"sparkdist_noise_{name}", _NOISE[name], value=value)

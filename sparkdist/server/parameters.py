@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
 from sparkdist.blocks import Array
 from sparkdist.errors import BadGradient, CheckpointError
+from sparkdist.server.reads import Reads
 from sparkdist.server.rules import Push, Rule, all_finite
 from sparkdist.updaters import State
 
@@ -27,10 +29,30 @@ class Parameters:
         self._served: tuple[int, bytes] = (-1, b"")
         self.use(rule)
 
-    def use(self, rule: Rule) -> None:
-        """Change the rule; the state beside the parameters starts anew."""
-        self.rule, self.started = rule, self.version
+    def use(self, rule: Rule, *, keep: bool = False) -> None:
+        """Change the rule; the state beside the parameters starts anew, unless it is to be kept."""
+        self.rule = rule
+        if keep:
+            return
+        self.started = self.version
         self._state, self._new_state = rule.init(self._w), rule.init(self._w)
+        self._reads = self._no_reads()
+
+    def _no_reads(self) -> Reads | None:
+        """Nobody has read anything but the version at which the state was new."""
+        if not self.rule.remembers_reads:
+            return None
+        return Reads(self.started, self.rule.on_read(self.rule.init(self._w)))
+
+    def read_by(self, partition: int) -> bytes:
+        """Give the parameters to a worker, and remember that it has read them."""
+        if self._reads is not None:
+            self._reads.add(partition, self.version, lambda: self.rule.on_read(self._state))
+        return self.payload()
+
+    def knows(self, push: Push) -> bool:
+        """Whether what a push needs of the moment of its read is known."""
+        return self._reads is None or self._reads.find(push.partition, push.base) is not None
 
     def prepare(self, pushes: Sequence[Push]) -> None:
         """Write the next update into the copies.
@@ -40,7 +62,14 @@ class Parameters:
         BadGradient
             If it is not finite.
         """
-        t = self.version - self.started
+        t, reads = self.version - self.started, self._reads
+        pushes = [
+            push._replace(
+                delay=self.version - push.base,
+                since=None if reads is None else reads.find(push.partition, push.base),
+            )
+            for push in pushes
+        ]
         with np.errstate(over="ignore", invalid="ignore"):
             self.rule.apply(t, pushes, self._w, self._state, self._new_w, self._new_state)
         # The state too: a squared gradient may overflow where the parameters do not.
@@ -77,14 +106,14 @@ class Parameters:
         for to, source in zip(mine, saved, strict=True):
             to[...] = source
         self.version, self.started = version, started
-        self._served = (-1, b"")
+        self._served, self._reads = (-1, b""), self._no_reads()
 
-    @property
-    def size(self) -> int:
-        """Number of parameters."""
-        return self._w.size
-
-    @property
-    def dtype(self) -> str:
-        """Their type, as NumPy writes it."""
-        return self._w.dtype.str
+    def status(self) -> dict[str, Any]:
+        """Version, number and type of the parameters, and how they descend, for JSON."""
+        return {
+            "version": self.version,
+            "size": self._w.size,
+            "dtype": self._w.dtype.str,
+            "updater": str(self.rule),
+            "noise_scale": self.rule.noise_scale(),
+        }

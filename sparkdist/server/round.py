@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from sparkdist.blocks import Array
 from sparkdist.server.rules import Push
 
 __all__ = ["Round"]
@@ -34,10 +35,10 @@ class Round:
         """Add a push."""
         self._pushes[push.partition, push.clock] = push
 
-    def last_of(self, partition: int) -> Push | None:
-        """Return the last push of a partition."""
+    def state_of(self, partition: int) -> Array | None:
+        """Return the state in the last push of a partition."""
         clocks = [clock for p, clock in self._pushes if p == partition]
-        return self._pushes[partition, max(clocks)] if clocks else None
+        return self._pushes[partition, max(clocks)].state if clocks else None
 
     def take(self) -> list[Push]:
         """Empty it; its pushes in the order of partitions and clocks, whenever they came."""

@@ -14,6 +14,7 @@ import numpy as np
 from sparkdist.blocks import Array
 from sparkdist.errors import BadGradient
 from sparkdist.layout import Layout
+from sparkdist.server.noise import NoiseScale
 from sparkdist.updaters import Descent, State
 from sparkdist.wire import Entry, Message, Sparse
 
@@ -33,10 +34,35 @@ class Push(NamedTuple):
     weight: float = 1.0
     examples: int = 0
     loss: float | None = None
+    #: What the worker has to know to go on after this unit.
+    state: Array | None = None
+    #: The bytes of a codec, for rules that follow its memory.
+    code: bytes | None = None
+    n_bytes: int = 0
+    #: The server's own: how many versions old ``base`` is when the push is applied, and what
+    #: its updater remembers of the moment at which it was read.
+    delay: int = 0
+    since: Array | None = None
 
 
 class Rule(Protocol):
     """What the store asks."""
+
+    #: Whether ``follow`` has to see a push, and the state that its partition had before.
+    follows: bool
+
+    def follow(self, push: Push, before: Array | None) -> Push:
+        """Return a new push with what can be known of it only now, in its turn."""
+
+    @property
+    def remembers_reads(self) -> bool:
+        """Whether a push needs what ``on_read`` gave when its parameters were read."""
+
+    def on_read(self, state: State) -> Array:
+        """Return what is to be remembered of this moment."""
+
+    def noise_scale(self) -> dict[str, Any] | None:
+        """Return the gradient noise scale for JSON; None where there are no gradients."""
 
     def init(self, w: Array) -> State:
         """Return the state beside the parameters, before the first update."""
@@ -78,10 +104,27 @@ class MeanGradient:
         self._entries = model_entries(layout, dtype)
         self._dtype, self._slices = np.dtype(dtype), layout.slices()
         self._total = np.zeros(layout.size, dtype)
+        self._noise, self.follows = NoiseScale(), False
+
+    def __str__(self) -> str:
+        return repr(self._descent.updater)
 
     def init(self, w: Array) -> State:
         """Return the updater's state."""
         return self._descent.init(w)
+
+    @property
+    def remembers_reads(self) -> bool:
+        """Whether the updater does."""
+        return self._descent.updater.remembers_reads
+
+    def on_read(self, state: State) -> Array:
+        """Return what the updater wants to know."""
+        return self._descent.updater.on_read(state)
+
+    def noise_scale(self) -> dict[str, Any] | None:
+        """Return the gradient noise scale, unless pushes are no gradients."""
+        return self._noise.status() if self._descent.updater.takes_gradients else None
 
     def admit(self, message: Message) -> Array | dict[str, Array | Sparse]:
         """Return the gradient as one vector, or by name where some of it is sparse.
@@ -124,7 +167,16 @@ class MeanGradient:
             np.divide(self._total, weight, out=self._total)
         else:
             np.divide(first.gradient, weight, out=self._total)
-        self._descent.update(t, self._total, state, w, new_w, new)
+        if rest:
+            self._noise.see_round([(push.gradient, push.weight) for push in pushes], self._total)
+        else:
+            self._noise.see(self._total, weight)
+        since = {} if first.since is None else {"since": first.since}
+        self._descent.update(t, self._total, state, w, new_w, new, delay=first.delay, **since)
+
+    def follow(self, push: Push, before: Array | None) -> Push:
+        """Nothing has to be known of the push before."""
+        return push
 
     def _refuse_anything(self, pushes: Sequence[Push]) -> None:
         """Rows of weight 0 have gradients of 0: no mean, and nothing to do."""

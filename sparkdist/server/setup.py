@@ -73,6 +73,7 @@ class Setup:
     run: str = ""
     n_workers: int = 0
     plan: str = ""
+    state_bytes: int = 0
     folder: Path | None = None
     every_update: bool = False
     seconds: float | None = None
@@ -124,5 +125,5 @@ class Setup:
             store.restore(read_newest(self.folder))
             checkpointer.durable_version = store.version
         if self.run:
-            store.begin(self.run, self.n_workers, self.plan)
+            store.begin(self.run, self.n_workers, self.plan, self.state_bytes)
         return store

@@ -6,39 +6,22 @@ import logging
 import secrets
 import threading
 import time
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any
 
 from sparkdist.blocks import Array
 from sparkdist.consistency import Consistency
 from sparkdist.errors import BadGradient, CheckpointError, DecodeError
+from sparkdist.server.answer import GO_ON, Answer
 from sparkdist.server.checkpoint import Checkpointer, Snapshot
 from sparkdist.server.ledger import Ledger, Verdict
 from sparkdist.server.parameters import Parameters
+from sparkdist.server.round import Round
 from sparkdist.server.rules import Push, Rule
 
 __all__ = ["Answer", "Store"]
 
 logger = logging.getLogger(__name__)
-
-#: After these a worker goes on to its next unit.
-_GO_ON = ("ok", "duplicate", "dropped", "skipped")
-
-
-class Answer(NamedTuple):
-    """What the server tells a worker; ``next`` is the clock with which the worker goes on.
-
-    ``status`` is ok, duplicate, dropped (its round had closed), skipped (not finite),
-    ahead (pushes before it are missing: the server was restored), stale (computed on parameters
-    that were lost, or while the worker's last push was in the open round), conflict (other bytes
-    than the first time), or wait (not yet).
-    """
-
-    status: str
-    next: int
-    version: int
-    generation: str
-    durable: int
-    w: bytes | None = None
 
 
 class Store:
@@ -73,14 +56,15 @@ class Store:
         self._skip = skip_not_finite
         self._changed = threading.Condition()
         self.generation = secrets.token_hex(8)
-        self.ledger = Ledger("", 0)
+        self.ledger, self.state_bytes = Ledger("", 0), 0
         #: Of each server before this one, the last version that is a past of this one's.
         self._lineage: dict[str, int] = {}
-        self._round: dict[int, Push] = {}
-        self._draining = False
+        self._round, self._draining = Round(), False
         self._seen: dict[int, float] = {}
         #: Traceback of the last exception that was nobody's but ours, or the user's descent's.
         self.fault: str | None = None
+        #: Told under the lock of each join, fetch, push and leave: verb, partition, clock, version.
+        self.observe: Callable[[str, int, int, int], object] = lambda *event: None
 
     @property
     def rule(self) -> Rule:
@@ -94,20 +78,28 @@ class Store:
 
     # --- the driver's side ------------------------------------------------------------------
 
-    def begin(self, run: str, n_workers: int, plan: str = "") -> None:
-        """Open a run; one that was restored goes on, any other is closed for ever."""
+    def begin(self, run: str, n_workers: int, plan: str = "", state_bytes: int = 0) -> None:
+        """Open a run; one that was restored goes on, any other is closed for ever.
+
+        A worker's state takes at most ``state_bytes``; without any, none is let in.
+        """
         with self._changed:
+            self.state_bytes = state_bytes
             if self.ledger.run != run:
                 self.ledger = Ledger(run, n_workers, plan)
-                self._round.clear()
+                self._round.take()
                 self._seen.clear()
                 self.checkpointer.save_now(self._snapshot())
             self._changed.notify_all()
 
-    def use(self, rule: Rule) -> None:
-        """Change how pushes are applied, from now on; the state beside the parameters is new."""
+    def use(self, rule: Rule, keep: bool = False) -> None:
+        """Change how pushes are applied, from now on.
+
+        The state beside the parameters starts anew; with ``keep``, for a rule with the same
+        updater, it stays.
+        """
         with self._changed:
-            self._parameters.use(rule)
+            self._parameters.use(rule, keep=keep)
 
     def restore(self, snapshot: Snapshot) -> None:
         """Take over parameters, updater state, ledger and version, all from one checkpoint.
@@ -119,7 +111,7 @@ class Store:
         """
         with self._changed:
             self._parameters.restore(snapshot.version, snapshot.w, snapshot.state, snapshot.started)
-            self.ledger = Ledger.from_dict(snapshot.ledger)
+            self.ledger = Ledger.from_dict(snapshot.ledger, snapshot.workers)
             self._lineage = {**snapshot.lineage, snapshot.generation: snapshot.version}
 
     def save(self) -> None:
@@ -134,18 +126,16 @@ class Store:
             self._changed.notify_all()
             self.checkpointer.save_now(self._snapshot())
 
-    def status(self) -> dict[str, Any]:
-        """Everything that can be counted, for JSON."""
+    def status(self, timeline: bool = False) -> dict[str, Any]:
+        """Everything that can be counted, for JSON; with ``timeline`` how it came to be, too."""
         with self._changed:
             return {
-                **self.ledger.status(self._seen),
+                **self.ledger.status(self._seen, timeline),
+                **self._parameters.status(),
                 "generation": self.generation,
-                "version": self.version,
                 "durable_version": self.checkpointer.durable_version,
                 "checkpoint_failures": self.checkpointer.failures,
                 "ready": not self._draining and self.checkpointer.healthy,
-                "size": self._parameters.size,
-                "dtype": self._parameters.dtype,
                 "consistency": repr(self.consistency),
                 "open_round": sorted(self._round),
             }
@@ -163,7 +153,8 @@ class Store:
             self.ledger.refuse_stranger(run, partition)
             self.ledger.next.setdefault(partition, 0)
             self._seen[partition] = time.monotonic()
-            return self._answer("ok", partition)
+            self.observe("join", partition, self.ledger.next[partition], self.version)
+            return self._answer("ok", partition)._replace(state=self._state_of(partition))
 
     def pull(self, run: str, partition: int, timeout: float) -> Answer:
         """Give the parameters when the policy lets this worker have them, or say ``wait``."""
@@ -191,9 +182,11 @@ class Store:
                 return self._answer("wait", push.partition)
             self._seen[push.partition] = time.monotonic()
             self.ledger.counts["received"] += 1
+            self.ledger.bytes_in += push.n_bytes
             status = self._book(push)
+            self.observe("push", push.partition, push.clock, push.base)
             w = None
-            if want and status in _GO_ON:
+            if want and status in GO_ON:
                 w = self._when_allowed(run, push.partition, timeout)
             return self._answer(status, push.partition, w)
 
@@ -202,6 +195,7 @@ class Store:
         with self._changed:
             self.ledger.refuse_stranger(run, partition)
             self.ledger.gone.add(partition)
+            self.observe("leave", partition, self.ledger.next.get(partition, 0), self.version)
             try:
                 self._close_round_if_full()
             except Exception:  # it is about the pushes of others, who are told to push again
@@ -229,7 +223,7 @@ class Store:
             return None
         self.ledger.counts[verdict.value] += 1
         if verdict is Verdict.OTHER_BYTES:
-            return "conflict" if self.consistency.in_rounds else "duplicate"
+            return "conflict" if self.consistency.repeats else "duplicate"
         return verdict.value
 
     def _book(self, push: Push) -> str:
@@ -239,14 +233,16 @@ class Store:
         # Version 0 is what every server of a run starts from.
         kept = self._lineage.get(push.generation, 0)
         lost = push.generation != self.generation and push.base > kept
-        if lost or partition in self._round:
+        if lost or self._is_due(partition) or not self._parameters.knows(push):
             ledger.counts["stale"] += 1
             return "stale"
+        if not self.consistency.takes(self.version - push.base):
+            return self._pass_over(partition, "dropped", push.digest)
+        if self.rule.follows:
+            push = self.rule.follow(push, self._state_of(partition))
         if not self.consistency.in_rounds:
             return self._apply([push])
-        if push.base < self.version:
-            return self._pass_over(partition, "dropped", push.digest)
-        self._round[partition] = push
+        self._round.keep(push)
         ledger.accept(partition, push.digest, self.version + 1)
         ledger.counts["kept"] += 1
         self._close_round_if_full()
@@ -260,11 +256,10 @@ class Store:
 
     def _close_round_if_full(self) -> None:
         # Who pushed and then left is in this round all the same, and takes nobody's place.
-        left = self.ledger.gone & self._round.keys()
-        if len(self._round) >= self.consistency.quorum(self.ledger.n_active + len(left)):
-            pushes = [self._round[partition] for partition in sorted(self._round)]
-            self._round.clear()
-            self._apply(pushes)
+        left = self.ledger.gone & self._round.partitions
+        wanted = self.consistency.quorum(self.ledger.n_active + len(left))
+        if len(self._round) >= (wanted if self.ledger.n_active else 1):
+            self._apply(self._round.take())
 
     def _apply(self, pushes: list[Push]) -> str:
         """Write the update into the copy, swap it in, make it durable; or leave all as it was."""
@@ -293,38 +288,45 @@ class Store:
         return "ok"
 
     def _commit(self, push: Push) -> None:
+        self._conclude(push, applied=True)
+        self.ledger.count(self.version - 1 - push.base, push.examples, push.loss, push.weight)
+
+    def _conclude(self, push: Push, *, applied: bool) -> None:
         if self.consistency.in_rounds:
             self.ledger.counts["kept"] -= 1
         else:
             self.ledger.accept(push.partition, push.digest, self.version)
-        self.ledger.count(self.version - 1 - push.base, push.examples, push.loss, push.weight)
+        # Who is in a round was told that it counts, and goes on so, whatever becomes of the round.
+        if push.state is not None and (applied or self.consistency.in_rounds):
+            self.ledger.states[push.partition] = push.state.copy()  # it is a view of the body
 
     def _expect_again(self, pushes: list[Push], reason: str) -> None:
         """Book pushes as rejected.  Those of a round had been accepted: their workers go back."""
-        for push in pushes:
-            if self.consistency.in_rounds:
-                self.ledger.counts["kept"] -= 1
-                self.ledger.take_back(push.partition)
-            self.ledger.counts[f"rejected_{reason}"] += 1
+        partitions = [push.partition for push in pushes]
+        self.ledger.expect_again(partitions, reason, kept=self.consistency.in_rounds)
         self._changed.notify_all()
 
     def _skip_all(self, pushes: list[Push]) -> str:
         for push in pushes:
-            if self.consistency.in_rounds:
-                self.ledger.counts["kept"] -= 1
-            else:
-                self.ledger.accept(push.partition, push.digest, self.version)
+            self._conclude(push, applied=False)
             self.ledger.counts["skipped"] += 1
         if self.consistency.in_rounds:
             self._parameters.version += 1  # the round is over, without a step
         self._changed.notify_all()
         return "skipped"
 
+    def _state_of(self, partition: int) -> Array | None:
+        """What goes with the clock that is expected of a partition."""
+        state = self._round.state_of(partition)
+        return self.ledger.states.get(partition) if state is None else state
+
+    def _is_due(self, partition: int) -> bool:
+        """Whether a worker has to wait for the round that its own push is in."""
+        return not self.consistency.several and partition in self._round
+
     def _may_go(self, partition: int) -> bool:
-        if partition in self._round:
-            return False
-        ledger, policy = self.ledger, self.consistency
-        return not policy.waits or policy.may_pull(ledger.next.get(partition, 0), ledger.slowest)
+        free = not self._is_due(partition)
+        return free and self.ledger.lets_go(self.consistency, partition, self.version)
 
     def _when_allowed(self, run: str, partition: int, timeout: float) -> bytes | None:
         """Return the parameters when this worker may have them, or None if that takes too long."""
@@ -334,20 +336,18 @@ class Store:
             if self._draining or left <= 0 or not self._changed.wait(left):
                 return None
             self.ledger.refuse_stale(run)
-        return self._parameters.payload()
+        self.observe("fetch", partition, self.ledger.next.get(partition, 0), self.version)
+        return self._parameters.read_by(partition)
 
     def _answer(self, status: str, partition: int, w: bytes | None = None) -> Answer:
         following = self.ledger.next.get(partition, 0)
+        self.ledger.bytes_out += 0 if w is None else len(w)
         durable = self.checkpointer.durable_version
         return Answer(status, following, self.version, self.generation, durable, w)
 
     def _snapshot(self) -> Snapshot:
         books = self.ledger.without(self._round).to_dict()
         return Snapshot(
-            self.version,
-            *self._parameters.copy(),
-            books,
-            self._parameters.started,
-            self.generation,
-            self._lineage,
-        )
+            self.version, *self._parameters.copy(), books, self._parameters.started,
+            self.generation, self._lineage, dict(self.ledger.states),
+        )  # fmt: skip

@@ -96,10 +96,10 @@ class Supervisor:
         self._remember(run=run, size=size, partitions=partitions)
         self.ask("begin", run, size, partitions)
 
-    def use(self, rule: Any) -> None:
-        """Change how pushes are applied, from the next one on."""
+    def use(self, rule: Any, *, keep: bool = False) -> None:
+        """Change how pushes are applied, from the next one on; ``keep`` the updater's state."""
         self._remember(rule=rule)
-        self.ask("use", rule)
+        self.ask("use", rule, keep)
 
     def _remember(self, **changed: Any) -> None:
         """Change what a server that is started again is started from.

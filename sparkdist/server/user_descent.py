@@ -34,9 +34,27 @@ class UserDescent:
     def __init__(self, skeleton: Skeleton, descent: Callable[[Any, Any], Any]):
         self._skeleton, self._descent = skeleton, descent
 
+    remembers_reads = False
+
+    def __str__(self) -> str:
+        return f"{getattr(self._descent, '__name__', 'descent')}(model, update)"
+
+    follows = False
+
+    def follow(self, push: Push, before: Array | None) -> Push:
+        """Nothing has to be known of the push before."""
+        return push
+
     def init(self, w: Array) -> State:
         """Return no state: what the descent is to remember is an array of the model."""
         return ()
+
+    def on_read(self, state: State) -> Array:
+        """Remember nothing: it is not asked."""
+        raise NotImplementedError
+
+    def noise_scale(self) -> None:
+        """Return None: an update is anything."""
 
     def admit(self, message: Message) -> Any:
         """Return the update in a push; None where there is none.

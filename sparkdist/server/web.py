@@ -15,6 +15,7 @@ from werkzeug.routing import MapAdapter
 
 from sparkdist import wire
 from sparkdist.errors import BadGradient, CheckpointError, DecodeError, StaleRun
+from sparkdist.server import page
 from sparkdist.server.incoming import Environ, Refusal, refuse_web_pages, refuse_wrong_token
 
 __all__ = ["View", "as_json", "frame", "make_app"]
@@ -28,6 +29,8 @@ _MEANINGS: dict[type[Exception], tuple[int, str]] = {
     BadGradient: (422, "gradient"),
     CheckpointError: (507, "checkpoint"),
 }
+#: What needs no token.
+_OPEN = page.OPEN | {"/healthz"}
 #: Bytes from which a copy costs more than one more message to the thread that writes.
 _WORTH_TWO_WRITES = 256 << 10
 
@@ -78,7 +81,8 @@ def make_app(
     Parameters
     ----------
     token
-        Whoever does not bring it gets an answer of ``/healthz`` alone.
+        Whoever does not bring it gets ``/healthz`` and the files of the live page, which hold no
+        data; whoever brings the reading token made of it the books, too.
     hosts
         Values of the Host header that are answered; a web page that was tricked here has another.
     get, post
@@ -107,14 +111,18 @@ class _Gate:
     """What stands before every view, and what becomes of its exceptions."""
 
     def __init__(self, token: str, hosts: frozenset[str], tell_fault: Callable[[str], None]):
-        self._authorization, self._hosts = f"Bearer {token}".encode(), hosts
-        self._tell_fault = tell_fault
+        self._all, self._reading = (
+            f"Bearer {known}".encode() for known in (token, page.reading_token(token))
+        )
+        self._hosts, self._tell_fault = hosts, tell_fault
 
     def refuse(self, environ: Environ, rule: str | None) -> None:
         """Refuse web pages, and everybody without the token, before a body is read."""
         refuse_web_pages(environ, self._hosts)
-        if rule != "/healthz":
-            refuse_wrong_token(environ, self._authorization)
+        if rule in page.READABLE:
+            refuse_wrong_token(environ, self._all, self._reading)
+        elif rule not in _OPEN:
+            refuse_wrong_token(environ, self._all)
 
     def shield(self, rule: str, view: View) -> View:
         """Put the gate before a view that Flask does not call."""

@@ -149,6 +149,10 @@ class Serving:
         told, self._page_was_told = self._page_was_told, True
         return None if told else self.page
 
+    def use(self, rule: Any) -> None:
+        """Change how pushes are applied; a run that is resumed keeps the state of its updater."""
+        self.supervisor.use(rule, keep=self._resuming)
+
     def parameters(self) -> tuple[int, Array]:
         """Version and a copy of the parameters."""
         return self.supervisor.ask("model")
