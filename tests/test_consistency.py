@@ -9,7 +9,7 @@ import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
 from sparkdist import consistency, registry
-from sparkdist.consistency import asp, backup, bsp, ssp
+from sparkdist.consistency import asp, backup, bsp, rennala, ringmaster, ssp
 from sparkdist.errors import BadGradient, InvalidCall
 from sparkdist.server.rules import MeanGradient
 from sparkdist.updaters import momentum
@@ -283,6 +283,9 @@ def test_when_one_is_skipped_under_bsp_the_others_still_train():
         (ssp(1), [True, True, False], [1, 1, 1]),
         (bsp(), [True, False, False], [1, 1, 5]),
         (backup(2), [True, True, True], [1, 1, 3]),
+        (asp(7), [True, True, True], [1, 1, 1]),
+        (ringmaster(3), [True, True, True], [1, 1, 1]),
+        (rennala(3), [True, True, True], [3, 3, 3]),
     ],
     ids=repr,
 )
@@ -292,12 +295,18 @@ def test_the_policies_by_hand(policy, may, quorums):
     assert eval(repr(policy), vars(consistency)) == policy
 
 
-@pytest.mark.parametrize("kind", [ssp, backup])
+@pytest.mark.parametrize(
+    ("kind", "least"), [(asp, 0), (ssp, 0), (backup, 0), (ringmaster, 1), (rennala, 1)]
+)
 @pytest.mark.parametrize("bad", [-1, 1.0, True, "1", None])
-def test_a_bound_that_cannot_work_is_refused(kind, bad):
-    with pytest.raises(InvalidCall, match="must be an integer >= 0"):
+def test_a_bound_that_cannot_work_is_refused(kind, least, bad):
+    with pytest.raises(InvalidCall, match=f"must be an integer >= {least}"):
         kind(bad)
+    if least:
+        with pytest.raises(InvalidCall):
+            kind(0)
 
 
 def test_these_are_the_policies():
-    assert set(registry.names(consistency)) == {"asp", "backup", "bsp", "ssp"}
+    names = {"asp", "backup", "bsp", "rennala", "ringmaster", "ssp"}
+    assert set(registry.names(consistency)) == names

@@ -55,17 +55,23 @@ SHELLS = {
     "client": {"wire"},
     "server": {"wire"},
     "workers": {"client"},
-    "spark": {"workers", "client", "server"},
+    "methods": {"workers"},
+    "simulate": {"wire", "methods", "workers", "client", "server"},
+    "spark": {"methods", "workers", "client", "server"},
     "ml": {"spark"},
+    "commands": {"spark", "methods", "client"},
 }
+#: What a person starts: it may use the public names, and nothing else may open it.
+ENTRANCES = {"__main__", "commands"}
 #: Where a library may be imported.  py4j comes with pyspark, which pins the one that it works with.
 ONLY_IN = {
-    "pyspark": {"spark", "ml"},
-    "py4j": {"spark", "ml"},
+    "pyspark": {"spark", "ml", "commands"},
+    "py4j": {"spark", "ml", "commands"},
     "flask": {"server"},
     "granian": {"server"},
     "requests": {"client"},
     "prometheus_client": {"server"},
+    "greenlet": {"simulate"},
 }
 BROUGHT_BY = {"py4j": "pyspark"}
 
@@ -114,12 +120,14 @@ SOURCES = {name: path.read_text() for name, path in FILES.items()}
 
 
 def may_open(here: str, there: str) -> bool:
+    if there in ENTRANCES:
+        return here in ENTRANCES
     if here in ("", there) or (there in CORE):
         return True
     if here in CORE | PURE or there == "":
-        return False
+        return here == "commands"
     if here in SHELLS:
-        middle = here in ("spark", "ml") and there not in SHELLS
+        middle = here in ("spark", "ml", "simulate", "commands") and there not in SHELLS
         return middle or there in PURE | SHELLS[here]
     return there not in SHELLS  # the middle: result, model, problem ...
 
@@ -150,11 +158,15 @@ def test_imports_point_inwards(module):
         ("sparkdist.server.app", "import requests"),
         ("sparkdist.solvers.lbfgs", "from sparkdist.spark import dataset"),
         ("sparkdist.solvers.lbfgs", "from ..objectives import logistic"),
+        ("sparkdist.codecs.top_k", "from sparkdist.wire import Sparse"),
         ("sparkdist.solvers.lbfgs", "from sparkdist import minimize"),
         ("sparkdist.errors", "from sparkdist.objectives import Objective"),
         ("sparkdist.result", "import sparkdist.spark.dataset"),
         ("sparkdist.workers.downpour", "from sparkdist.server import store"),
         ("sparkdist.spark.train", "if TYPE_CHECKING:\n    from sparkdist.ml import Estimator"),
+        ("sparkdist.spark.train", "from sparkdist.commands import main"),
+        ("sparkdist", "def main():\n    from sparkdist.commands import main"),
+        ("sparkdist.commands.train", "from sparkdist.server.store import Store"),
     ],
 )
 def test_an_import_that_points_outwards_is_seen(module, source):
@@ -201,7 +213,8 @@ def private_imports(source: str, public: set[str]) -> list[str]:
 
 @pytest.mark.parametrize("job", JOBS, ids=lambda job: job.name)
 def test_jobs_use_public_names_only(job):
-    assert private_imports(job.read_text(), set(sparkdist.__all__) | CORE | {"ml"}) == []
+    public = set(sparkdist.__all__) | CORE | {"ml", "commands"}
+    assert private_imports(job.read_text(), public) == []
 
 
 def test_a_job_that_uses_a_private_name_is_seen():
@@ -569,3 +582,12 @@ def test_a_test_that_is_not_there_is_seen():
     assert unknown_tests(page, {"test_a.py": "def test_one(): ..."}) == [
         "test_two", "test_b.py", "test_one"
     ]  # fmt: skip
+
+
+def test_the_server_process_starts_without_what_it_does_not_need():
+    program = (
+        "import sys, sparkdist.server.process, sparkdist.server.pass_setup, sparkdist.server.setup;"
+        "print(*{'scipy', 'pyspark', 'pandas', 'pyarrow'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert (done.returncode, done.stdout.strip()) == (0, "")

@@ -69,7 +69,7 @@ def model(store):
 def state(store):
     """What may not change when a push is refused: all but the counts."""
     version, w = store.parameters()
-    books = store.ledger.to_dict() | {"counts": None}
+    books = store.ledger.to_dict() | {"counts": None, "timeline": None}
     return version, w.tolist(), [s.tolist() for s in store._parameters.copy()[1]], books
 
 

@@ -17,12 +17,27 @@ class Consistency(ABC):
 
     #: Pushes are kept until their round is full, and then summed and applied as one.
     in_rounds: ClassVar[bool] = False
+    #: A worker may have several pushes in a round.
+    several: ClassVar[bool] = False
     #: A worker may have to wait for another one, so that all must run at the same time.
     waits: ClassVar[bool] = False
+    #: A unit is always computed on the same parameters: other bytes under its name are a fault.
+    repeats: ClassVar[bool] = False
 
     @abstractmethod
     def may_pull(self, clock: int, slowest: int) -> bool:
         """Whether a worker at ``clock`` may have the parameters now."""
+
+    def takes(self, delay: int) -> bool:
+        """Whether a push counts whose parameters are ``delay`` versions old; else it is dropped.
+
+        A push of a round that has closed does not.
+        """
+        return not self.in_rounds or delay == 0
+
+    def alone(self, version: int) -> bool:
+        """Whether only one worker may have the parameters of this version."""
+        return False
 
     @abstractmethod
     def quorum(self, n_active: int) -> int:

@@ -21,6 +21,7 @@ class bsp(Consistency):
 
     in_rounds: ClassVar[bool] = True
     waits: ClassVar[bool] = True
+    repeats: ClassVar[bool] = True
 
     def may_pull(self, clock: int, slowest: int) -> bool:
         """Whether the slowest has come as far."""

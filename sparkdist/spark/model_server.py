@@ -306,7 +306,7 @@ class ModelServer(Face):
             problem = f"{self._updater!r} takes differences, and {worker!r} pushes gradients"
             raise InvalidCall("train", [f"{problem}: nobody could add the penalty"])
         if penalised and not _same(on_server, self._on_server):
-            self._serving.supervisor.use(self._rule(on_server))
+            self._serving.use(self._rule(on_server))
         self._mask, self._on_server = mask, on_server
         return worker.penalised(self._l1, self._l2, mask) if penalised else worker
 

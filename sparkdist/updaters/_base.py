@@ -9,7 +9,8 @@ from sparkdist.blocks import Array
 
 __all__ = ["State", "Updater"]
 
-#: What an updater remembers: a NamedTuple of vectors of the shape and dtype of w, or ().
+#: What an updater remembers: a NamedTuple of vectors of the shape of w, or ().  Their dtype is
+#: that of w, or float64 where differences of sums would lose too much in float32.
 State: TypeAlias = tuple[Array, ...]
 
 
@@ -32,6 +33,24 @@ class Updater(ABC):
 
     #: False if what is pushed is no gradient, but what the workers added to the parameters.
     takes_gradients = True
+    #: True if ``update`` takes ``since``, too: what ``on_read`` gave when the parameters were read
+    #: that the gradient was computed on; without it they are those of now.
+    remembers_reads = False
+    #: False if s times the rate does not make s times the step; only then may a step be damped.
+    rate_scales_step = True
+
+    @property
+    def penalises(self) -> bool:
+        """Whether it has a penalty of its own."""
+        return False
+
+    def only_on(self, mask: Array) -> Updater:
+        """Return the rule whose own penalty acts where the mask is true; most have none."""
+        return self
+
+    def on_read(self, state: State) -> Array:
+        """Return what has to be known of the moment at which a worker reads the parameters."""
+        raise NotImplementedError(f"{self!r} does not remember reads")
 
     @abstractmethod
     def init(self, w: Array) -> State:
@@ -43,9 +62,9 @@ class Updater(ABC):
     ) -> None:
         """Write the t-th update (t counts from 0) of w and state into new_w and new_state.
 
-        All arrays have the shape and dtype of w.  Inputs are only read.  new_w and new_state,
-        which share no memory with them, are overwritten in full, whatever they hold.  Nothing of
-        the size of w is allocated.
+        All arrays have the shape of w, and all but the state's its dtype.  Inputs are only read.
+        new_w and new_state, which share no memory with them, are overwritten in full, whatever
+        they hold.  Nothing of the size of w is allocated.
         """
 
     @abstractmethod

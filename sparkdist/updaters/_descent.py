@@ -15,6 +15,7 @@ from sparkdist.blocks import Array
 from sparkdist.errors import InvalidCall
 from sparkdist.updaters._base import State, Updater
 from sparkdist.updaters._check import not_negative, positive, read_fields
+from sparkdist.updaters._damping import Damping, scale_at
 
 __all__ = ["Descent"]
 
@@ -23,12 +24,13 @@ __all__ = ["Descent"]
 class Descent:
     """An updater with clipping and the penalty l1 ||w||_1 + (l2 / 2) ||w||_2^2.
 
-    One update is, with h the updater's ``step_size``, one number or one a coordinate::
+    One update is, with h the updater's ``step_size``, one number or one a coordinate, and s the
+    ``damping`` of the gradient's delay, 1 without one::
 
         g <- g min(1, clip / ||g||)
         g <- g + l2 w
-        w <- the updater's, from g
-        w <- sign(w) max(|w| - h l1, 0)
+        w <- w + s (the updater's, from g, - w)
+        w <- sign(w) max(|w| - s h l1, 0)
 
     The gradient is clipped before the penalty is added: clipping is for the outliers of the
     data, and may not weaken the penalty just when the data pull w away.
@@ -47,6 +49,8 @@ class Descent:
         1 where w is penalised and 0 where it is free, shape of w; None penalises everything.
     clip
         Largest Euclidean norm of a gradient; None lets all pass.
+    damping
+        The delay of a gradient, in versions, to a factor of the rate: ``delay_adaptive(8)``.
 
     Source: Duchi and Singer, Efficient Online and Batch Learning Using Forward Backward
     Splitting, Journal of Machine Learning Research 10 (2009), equations (2) and (3), in the
@@ -58,13 +62,12 @@ class Descent:
     l2: float = 0.0
     mask: Any = None
     clip: float | None = None
+    damping: Damping | None = None
 
     def __post_init__(self) -> None:
         rules: dict[str, Callable[[Any], Any]] = {"l1": not_negative, "l2": not_negative}
-        if self.mask is not None:
-            rules["mask"] = _mask
-        if self.clip is not None:
-            rules["clip"] = positive
+        optional = {"mask": _mask, "clip": positive, "damping": _damping}
+        rules |= {name: rule for name, rule in optional.items() if getattr(self, name) is not None}
         problems = read_fields(self, **rules)
         if not isinstance(self.updater, Updater):
             rule = "updater must be a member of sparkdist.updaters, adagrad(0.1) for instance"
@@ -73,8 +76,12 @@ class Descent:
             rule = "takes differences of parameters, to which the server cannot add a penalty"
             cure = "leave l1 and l2 at 0 here, and penalise where the workers step"
             problems.append(f"{self.updater!r} {rule}: {cure}")
+        elif self.damping is not None and not self.updater.rate_scales_step:
+            problems.append(f"{self.updater!r} cannot be damped: its step is not one of its rate")
         if problems:
             raise InvalidCall("Descent", problems)
+        if self.mask is not None:
+            object.__setattr__(self, "updater", self.updater.only_on(self.mask))
 
     def init(self, w: Array) -> State:
         """Return the updater's state before the first update.
@@ -90,13 +97,25 @@ class Descent:
         return self.updater.init(w)
 
     def update(
-        self, t: int, grad: Array, state: State, w: Array, new_w: Array, new_state: State
+        self,
+        t: int,
+        grad: Array,
+        state: State,
+        w: Array,
+        new_w: Array,
+        new_state: State,
+        *,
+        delay: int = 0,
+        **since: Array,
     ) -> None:
         """Write the t-th update (t counts from 0) of w and state into new_w and new_state.
 
         Like ``Updater.update``, but ``grad`` is the caller's scratch: it is overwritten.  With
         ``l1`` a vector or two are allocated if the updater's step is a vector.  A gradient that
         is not finite is not clipped, so that the new w shows it.
+
+        ``delay`` is how many versions old the gradient's parameters are; ``since`` is for an
+        updater that remembers reads.
         """
         where: Any = True if self.mask is None else self.mask
         if self.clip is not None:
@@ -104,9 +123,12 @@ class Descent:
         if self.l2 > 0:
             np.multiply(w, self.l2, out=new_w)
             np.add(grad, new_w, out=grad, where=where)
-        self.updater.update(t, grad, state, w, new_w, new_state)
+        self.updater.update(t, grad, state, w, new_w, new_state, **since)
+        if (scale := scale_at(self.damping, delay)) != 1.0:
+            np.multiply(np.subtract(new_w, w, out=new_w), scale, out=new_w)
+            np.add(w, new_w, out=new_w)
         if self.l1 > 0:
-            threshold = self.l1 * self.updater.step_size(t, new_state)
+            threshold = scale * self.l1 * self.updater.step_size(t, new_state)
             # w - clip(w, -h, h) is sign(w) max(|w| - h, 0), and never -0.
             np.clip(new_w, -threshold, threshold, out=grad)
             np.subtract(new_w, grad, out=new_w, where=where)
@@ -123,6 +145,13 @@ def _clip(grad: Array, most: float, scratch: Array) -> None:
     length = sqrt(np.einsum("i,i", scratch.ravel(), scratch.ravel(), dtype=np.float64))
     if peak * length > most:
         np.multiply(scratch, most / length, out=grad)
+
+
+def _damping(value: Any) -> Damping:
+    """Check a damping."""
+    if isinstance(value, type) or not callable(value):
+        raise ValueError(f"must be a function of a delay, delay_adaptive(8); it is {value!r}")
+    return value
 
 
 def _mask(value: object) -> NDArray[np.bool_]:
