@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
-
 from sparkdist.blocks import Array, Block
 from sparkdist.client import Compressing, Memory, ParameterClient
 from sparkdist.codecs import Codec
