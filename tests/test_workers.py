@@ -19,7 +19,7 @@ from sparkdist.server.checkpoint import Checkpointer
 from sparkdist.server.rules import MeanGradient, Push
 from sparkdist.server.store import Store
 from sparkdist.updaters import Descent, Updater, adagrad, sgd
-from sparkdist.workers import Batches, downpour
+from sparkdist.workers import Batches, downpour, elastic, local_sgd
 from tests.conftest import random_block
 
 RUN, D = "run", 5
@@ -224,7 +224,15 @@ def test_two_copies_of_each_worker_change_nothing_under_bsp():
 
 def test_in_rounds_who_fetches_less_often_than_he_pushes_is_refused():
     """Otherwise most of his gradients are of an earlier round, and dropped."""
-    (problem,) = downpour(n_fetch=3, n_push=2).misfits(in_rounds=True)
+    rounds, alone = ({"in_rounds": flag, "takes_gradients": True} for flag in (True, False))
+    (problem,) = downpour(n_fetch=3, n_push=2).misfits(**rounds)
     assert problem.startswith("n_fetch is 3 and n_push 2: where pushes are kept for rounds")
-    assert downpour(n_fetch=3, n_push=2).misfits(in_rounds=False) == []
-    assert downpour(n_fetch=2, n_push=2).misfits(in_rounds=True) == []
+    assert downpour(n_fetch=3, n_push=2).misfits(**alone) == []
+    assert downpour(n_fetch=2, n_push=2).misfits(**rounds) == []
+
+
+def test_gradients_are_not_added_and_differences_not_gone_down():
+    for worker, gradients in ((downpour(), True), (local_sgd(4), True), (elastic(), False)):
+        assert worker.misfits(in_rounds=False, takes_gradients=gradients) == []
+        (problem,) = worker.misfits(in_rounds=False, takes_gradients=not gradients)
+        assert "the updater takes" in problem

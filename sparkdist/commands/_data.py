@@ -46,8 +46,6 @@ def open_dataset(spark: Any, options: argparse.Namespace, data: str) -> Any:
     """Ingest train or test data as the options say."""
     import sparkdist
 
-    if options.dtype == "float32":
-        return _single_precision(spark, options, data)
     return sparkdist.read_dataset(
         spark,
         data,
@@ -57,19 +55,5 @@ def open_dataset(spark: Any, options: argparse.Namespace, data: str) -> Any:
         weight=options.weight,
         n_features=options.n_features,
         n_partitions=options.partitions,
-    )
-
-
-def _single_precision(spark: Any, options: argparse.Namespace, data: str) -> Any:
-    """Ingest by way of a DataFrame: ``read_dataset`` has no dtype."""
-    import sparkdist
-    from sparkdist.spark.read import default_features
-
-    df = sparkdist.read_dataframe(spark, data, options.format, n_features=options.n_features)
-    if options.partitions is not None:
-        df = df.repartition(options.partitions)
-    kind = "parquet" if "features" in df.columns else "csv"
-    features = options.features or default_features(df, kind, [options.label, options.weight])
-    return sparkdist.Dataset.from_dataframe(
-        df, features, options.label, options.weight, dtype=options.dtype
+        dtype=options.dtype,
     )

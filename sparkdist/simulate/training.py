@@ -61,7 +61,9 @@ class Training:
             elif given is not None:
                 problems.append(f"{name} is {given!r:.80}; it must be one of sparkdist.{room}")
         found = method._replace(**own)
-        problems += found.worker.misfits(in_rounds=found.consistency.in_rounds)
+        problems += found.worker.misfits(
+            in_rounds=found.consistency.in_rounds, takes_gradients=found.updater.takes_gradients
+        )
         return found
 
     def _problems(self) -> list[str]:

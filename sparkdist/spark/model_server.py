@@ -219,7 +219,9 @@ class ModelServer(Face):
         self._serving.supervisor  # noqa: B018  # is it running?
         refuse_connect(data)
         worker, problems = worker_of(worker, n_fetch, n_push, local_rate)
-        problems += worker.misfits(in_rounds=self._consistency.in_rounds)
+        problems += worker.misfits(
+            in_rounds=self._consistency.in_rounds, takes_gradients=self._updater.takes_gradients
+        )
         problems += _several_reads(self._updater, worker)
         plan = TrainingPlan(Epochs(batch_size, epochs, seed, worker), patience)
         if problems := plan.problems() + problems + problems_of_data(data, objective):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from numpy.typing import DTypeLike
 from pyspark.ml.linalg import Vectors
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql.types import NumericType
@@ -29,24 +30,26 @@ def read_dataset(
     weight: str | None = None,
     n_features: int | None = None,
     n_partitions: int | None = None,
+    dtype: DTypeLike = "float64",
 ) -> Dataset:
     """Ingest ``data``: an embedded name, as ``a9a`` or ``a9a-test``, or a path or glob.
 
     ``kind`` is one of FORMATS, by default as the suffix says, else LIBSVM.  ``features`` is
-    by default ``features``; in CSV every numeric column but label and weight.
+    by default ``features``; in CSV every numeric column but label and weight.  ``dtype`` is that
+    of dense features, as in :meth:`Dataset.from_dataframe`.
     """
     if _embedded(data):
         X, y = datasets.load(*_embedded(data))
-        return Dataset.from_arrays(spark, X, y, n_partitions=n_partitions)
+        return Dataset.from_arrays(spark, X, y, n_partitions=n_partitions, dtype=dtype)
     kind = kind or _guess(data)
     if kind == "parquet" and "*" not in data:
         columns = features or "features"
-        return Dataset.from_parquet(spark, data, columns, label, weight, n_partitions)
+        return Dataset.from_parquet(spark, data, columns, label, weight, n_partitions, dtype)
     df = read_dataframe(spark, data, kind, n_features=n_features)
     if n_partitions is not None:
         df = df.repartition(n_partitions)
     columns = features or default_features(df, kind, [label, weight])
-    return Dataset.from_dataframe(df, columns, label, weight)
+    return Dataset.from_dataframe(df, columns, label, weight, dtype)
 
 
 def read_dataframe(

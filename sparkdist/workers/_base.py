@@ -117,9 +117,17 @@ class Worker(ABC):
         """
         return self
 
-    def misfits(self, *, in_rounds: bool) -> list[str]:
-        """Say what does not go together with pushes that are kept for rounds, or are not."""
-        return []
+    #: What is pushed is added to the parameters as it is: no gradient to be gone down.
+    differences: ClassVar[bool] = False
+
+    def misfits(self, *, in_rounds: bool, takes_gradients: bool) -> list[str]:
+        """Say what does not go together with the server's policy, or with its updater."""
+        if takes_gradients != self.differences:
+            return []
+        pushes, takes = (
+            ("differences", "gradients") if takes_gradients else ("gradients", "differences")
+        )
+        return [f"{self!r} pushes {pushes}, and the updater takes {takes} of the parameters"]
 
     def penalised(self, l1: float, l2: float, mask: Any) -> Worker:
         """Return the loop that penalises its own steps; others leave that to the server."""

@@ -52,14 +52,15 @@ class downpour(Worker):
         if problems:
             raise InvalidCall("downpour", problems)
 
-    def misfits(self, *, in_rounds: bool) -> list[str]:
+    def misfits(self, *, in_rounds: bool, takes_gradients: bool) -> list[str]:
         """Refuse to fetch less often than to push: a round takes gradients of its own version."""
+        problems = super().misfits(in_rounds=in_rounds, takes_gradients=takes_gradients)
         if not in_rounds or self.n_fetch <= self.n_push:
-            return []
+            return problems
         rule = (
             f"n_fetch is {self.n_fetch} and n_push {self.n_push}: where pushes are kept for rounds"
         )
-        return [f"{rule}, n_fetch must be at most n_push, or most gradients are dropped"]
+        return [*problems, f"{rule}, n_fetch must be at most n_push, or most gradients are dropped"]
 
     def cuts(self, per_epoch: int, epochs: int) -> Cuts:
         """Cut each epoch into n_push batches, and what is left."""

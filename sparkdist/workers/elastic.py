@@ -56,6 +56,7 @@ class elastic(Worker):
     penalty: tuple[float, float, Any] = field(default=(0.0, 0.0, 1.0), repr=False)
 
     own_penalty: ClassVar[bool] = True
+    differences: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         problems = []
