@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -18,6 +19,16 @@ if TYPE_CHECKING:
 
 __all__ = ["plot_comparison", "plot_history", "plot_training"]
 
+
+class Picture(Figure):
+    """A figure that a notebook shows without pyplot."""
+
+    def _repr_png_(self) -> bytes:
+        picture = io.BytesIO()
+        self.savefig(picture, format="png")
+        return picture.getvalue()
+
+
 _INK, _FAINT, _LINE = "#1f2933", "#9aa5b1", "#2563a8"
 
 
@@ -27,7 +38,7 @@ def plot_history(history: History, title: str) -> Figure:
     The distance is on a logarithmic axis: it shows the rate of convergence, which the objective
     itself hides as soon as it looks flat.  The best point, whose distance is 0, is left out.
     """
-    figure = Figure(figsize=(9, 5.4), dpi=120, layout="constrained")
+    figure = Picture(figsize=(9, 5.4), dpi=120, layout="constrained")
     axes = figure.subplots(2, 2, sharex="col", sharey="row")
     fun = np.asarray(history.fun)
     gap = fun - fun.min()
@@ -48,7 +59,7 @@ def plot_history(history: History, title: str) -> Figure:
 
 def plot_training(history: TrainingHistory, title: str) -> Figure:
     """Draw the loss of the batches, and how stale their parameters were, in time and in rows."""
-    figure = Figure(figsize=(9, 5.4), dpi=120, layout="constrained")
+    figure = Picture(figsize=(9, 5.4), dpi=120, layout="constrained")
     axes = figure.subplots(2, 2, sharex="col", sharey="row")
     across = ((history.seconds, "seconds"), (history.examples, "examples"))
     for column, (values, label) in enumerate(across):
@@ -70,7 +81,7 @@ _COLOURS = ("#2563a8", "#c2410c", "#0f766e", "#7c3aed", "#a16207", "#be185d", "#
 
 def plot_comparison(curves: Sequence[Curve], best: float, target: float) -> Figure:
     """Draw how far each method is above the best, against seconds, passes and bytes."""
-    figure = Figure(figsize=(11, 4.2), dpi=120, layout="constrained")
+    figure = Picture(figsize=(11, 4.2), dpi=120, layout="constrained")
     axes = figure.subplots(1, 3, sharey=True)
     panels = (("seconds", "seconds"), ("passes", "passes over the data"), ("n_bytes", "bytes"))
     for one, (what, label) in zip(axes, panels, strict=True):

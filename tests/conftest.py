@@ -8,6 +8,9 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):  # before NumPy reads them
+    os.environ.setdefault(name, "1")
+
 import numpy as np
 import pyspark
 import pytest
@@ -21,8 +24,6 @@ os.environ["SPARK_HOME"] = str(Path(pyspark.__file__).parent)
 os.environ["SPARK_LOCAL_IP"] = "127.0.0.1"
 os.environ["PYSPARK_PYTHON"] = sys.executable
 os.environ["PYTHONPATH"] = str(Path(__file__).parents[1])
-for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
-    os.environ.setdefault(name, "1")
 
 #: ``make test-all`` sets it: the long checks at full strength.
 FULL = os.environ.get("SPARKDIST_FULL") == "1"

@@ -48,6 +48,10 @@ METHODS: dict[str, tuple[float, dict[str, Any]]] = {
     "diloco": (0.336, {"epochs": 5, "steps": 16, "inner": adam(0.01), "outer": nesterov(0.7, 0.5)}),
     "easgd": (0.343, {"epochs": 5, "alpha": 0.45, "rate": 0.5, "tau": 4}),
     "svrg": (0.341, {"epochs": 6, "rate": 0.5}),
+    "adaptive_revision": (0.35, {"epochs": 5, "rate": 0.1}),
+    "ftrl": (0.345, {"epochs": 5, "rate": 0.3}),
+    "ringmaster": (0.345, {"epochs": 5, "bound": 2, "updater": sgd(0.25)}),
+    "rennala": (0.345, {"epochs": 5, "pushes": 2, "updater": sgd(0.5)}),
 }
 #: In rounds, for which nobody is left out: the same bits whatever happens.
 EXACT = ("sgd", "local_sgd", "mixing", "one_shot", "diloco", "svrg")

@@ -1,6 +1,8 @@
 """UserLoss: the user's own function as an objective."""
 
 import functools
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -224,3 +226,21 @@ def test_an_error_in_the_function_is_not_hidden():
 
     with pytest.raises(ZeroDivisionError):
         UserLoss(broken, VECTOR).value_and_grad(np.zeros(4), random_block())
+
+
+PROGRAM = """
+import multiprocessing, pickle, sys
+from numpy import exp
+from scipy.special import expit
+assert sys.modules["__mp_main__"].expit is expit  # where pickle would find it first
+import sparkdist.spark
+for function in (exp, expit):
+    data = pickle.dumps(function)
+    assert b"__m" not in data and pickle.loads(data) is function
+"""
+
+
+@pytest.mark.long
+def test_a_function_of_scipy_that_the_program_has_imported_travels_by_its_own_module() -> None:
+    done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

@@ -1,5 +1,6 @@
 """A worker's own state: it goes with a push, is kept with the ledger, and comes back with join."""
 
+import contextlib
 import os
 import signal
 
@@ -14,7 +15,7 @@ from sparkdist.errors import BadGradient, CheckpointError
 from sparkdist.server.checkpoint import read_newest
 from sparkdist.updaters import adam, average, momentum, sgd
 from sparkdist.wire import Entry, Sparse, decode, entries_of
-from sparkdist.workers import elastic, local_sgd
+from sparkdist.workers import downpour, elastic, local_sgd
 from tests.served import RUN as SERVED_RUN
 from tests.served import D, Served, tally
 from tests.test_app import call, push_of, serve, state_of
@@ -438,3 +439,39 @@ def test_a_task_that_is_overtaken_at_any_point_goes_on_from_the_others_state(
         assert_array_equal(store.parameters()[1], alone.parameters()[1])
         assert_array_equal(store.ledger.states[0], alone.ledger.states[0])
         assert store.ledger.balanced
+
+
+class Told(Direct):
+    """A client that is asked again after a fault of the server, as over HTTP."""
+
+    def push(self, *arguments, **named):
+        for _ in range(100):
+            with contextlib.suppress(CheckpointError):
+                return super().push(*arguments, **named)
+        raise AssertionError("it was never durable")
+
+
+@pytest.mark.parametrize("loop", [downpour(), local_sgd(2, sgd(0.1))], ids=repr)
+def test_nobody_leaves_before_the_last_round_is_over_which_may_have_to_be_pushed_again(
+    tmp_path, monkeypatch, loop
+):
+    def run(failures):
+        store = make_store(5, bsp(), 2, folder=tmp_path, every_update=True)
+        work = [Cut(loop, p + 1, p) for p in (0, 1)]
+        last, sync = work[0].total, os.fsync
+
+        def fails(descriptor):
+            if store.version == last and failures:
+                failures.pop()
+                full_disk()
+            sync(descriptor)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "fsync", fails)
+            in_threads(2, lambda p: loop(Told(store), p, work[p]))
+        assert store.ledger.balanced and not failures
+        return store
+
+    undisturbed, disturbed = run([]), run([1, 1])
+    assert disturbed.ledger.counts["rejected_not_durable"] == 4
+    assert_array_equal(disturbed.parameters()[1], undisturbed.parameters()[1])

@@ -25,7 +25,6 @@ class backup(Consistency):
     extra: int
     in_rounds: ClassVar[bool] = True
     waits: ClassVar[bool] = True
-    repeats: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if type(self.extra) is not int or self.extra < 0:

@@ -19,7 +19,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from granian.constants import HTTPModes, Interfaces
 from granian.http import HTTP1Settings
@@ -51,14 +51,27 @@ class _InThread(MTServer):
         return
 
 
+def _end_without_driver(leftovers: Sequence[Path]) -> NoReturn:
+    """End, with the folders that the driver would have removed."""
+    for folder in leftovers:
+        shutil.rmtree(folder, ignore_errors=True)
+    os._exit(0)
+
+
+def _say(connection: Connection, answer: tuple[Any, ...], leftovers: Sequence[Path]) -> None:
+    """Answer the driver, who may have been killed while the command was carried out."""
+    try:
+        connection.send_bytes(pickle.dumps(answer))
+    except OSError:
+        _end_without_driver(leftovers)
+
+
 def hear(connection: Connection, leftovers: Sequence[Path]) -> Any:
     """Return what the driver says next; when it is gone nobody is left to serve."""
     try:
         said = connection.recv_bytes()
     except (EOFError, OSError):
-        for folder in leftovers:
-            shutil.rmtree(folder, ignore_errors=True)
-        os._exit(0)
+        _end_without_driver(leftovers)
     return pickle.loads(said)  # noqa: S301  # the driver's own
 
 
@@ -67,23 +80,23 @@ def obey(connection: Connection, service: Service, leftovers: Sequence[Path]) ->
     while True:
         number, name, arguments = hear(connection, leftovers)
         if name == "stop":
-            _stop(connection, service)
+            _stop(connection, service, leftovers)
         try:
             answer = number, True, service.commands[name](*arguments)
         except Exception as error:
             logger.exception("command %s failed", name)
             answer = number, False, repr(error)
-        connection.send_bytes(pickle.dumps(answer))
+        _say(connection, answer, leftovers)
 
 
-def _stop(connection: Connection, service: Service) -> None:
+def _stop(connection: Connection, service: Service, leftovers: Sequence[Path]) -> None:
     """End: no new waiting, a last checkpoint of all that was acknowledged, exit status 0."""
     answer: tuple[bool, str | None] = True, None
     try:
         service.drain()
     except Exception as error:
         answer = False, repr(error)
-    connection.send_bytes(pickle.dumps(answer))
+    _say(connection, answer, leftovers)
     logging.shutdown()
     # A thread that waits for a body that never comes must not hold the end up.
     os._exit(0)

@@ -16,6 +16,7 @@ from sparkdist.objectives import Objective
 from sparkdist.spark.dataset import Dataset
 from sparkdist.spark.failures import told_plainly
 from sparkdist.spark.ingest import PORTION, Handle
+from sparkdist.spark.jobs import interruptible
 from sparkdist.spark.visit import Missing, visit
 
 if TYPE_CHECKING:
@@ -86,12 +87,17 @@ class AggregateEngine:
         return self._pass(step, w, v)
 
     def _pass(self, step: Step, *vectors: Array) -> Partial:
-        shared = self._dataset.handles.context.broadcast(vectors)
-        work = functools.partial(_sum_blocks, step, shared)
-        try:
-            return self._in_order(work) if self._deterministic else self._as_a_tree(work)
-        finally:
-            shared.destroy()
+        context = self._dataset.handles.context
+
+        def job() -> Partial:
+            shared = context.broadcast(vectors)
+            work = functools.partial(_sum_blocks, step, shared)
+            try:
+                return self._in_order(work) if self._deterministic else self._as_a_tree(work)
+            finally:
+                shared.destroy()
+
+        return interruptible(context, job)
 
     def _in_order(self, work: Work) -> Partial:
         return functools.reduce(operator.add, self._dataset.visit(work))

@@ -22,6 +22,7 @@ from sparkdist.spark import parquet, sources
 from sparkdist.spark.failures import told_plainly
 from sparkdist.spark.from_rows import blocks_of_elements
 from sparkdist.spark.ingest import MAX_LABELS, Handle, keep
+from sparkdist.spark.jobs import interruptible
 from sparkdist.spark.residency import forget
 from sparkdist.spark.transport import acknowledge_at_once
 from sparkdist.spark.visit import Missing, visit
@@ -98,7 +99,7 @@ class Dataset:
         self.crew: Crew | None = None
         try:
             with told_plainly("reading the data"):
-                found = self._handles.collect()
+                found = interruptible(self.context, self._handles.collect)
             _refuse_bad(found)
         except BaseException:  # Ctrl-C too: nobody else could remove what is there
             self._sweep()
@@ -259,7 +260,8 @@ class Dataset:
         """
         self.free_slots()
         with told_plainly("a pass"):
-            found = self.handles.mapPartitions(functools.partial(visit, work)).collect()
+            answers = self.handles.mapPartitions(functools.partial(visit, work))
+            found = interruptible(self.context, answers.collect)
         missing = [answer.partition for answer in found if isinstance(answer, Missing)]
         again = iter(self.rebuild(work, missing))
         return [next(again) if isinstance(answer, Missing) else answer for answer in found]

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import threading
-import time
-import uuid
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
 from typing import Any, NamedTuple, TypeVar
 
-from pyspark import InheritableThread, SparkContext
+from pyspark import SparkContext
 
 from sparkdist.client import Address, Compressing, Entry, HttpClient, Memory, unreachable
 from sparkdist.codecs import Codec
 from sparkdist.errors import PassFailed
+from sparkdist.spark import jobs
 from sparkdist.spark.failures import told_plainly
 from sparkdist.spark.residency import local_file
 from sparkdist.spark.transport import acknowledge_at_once
@@ -21,7 +19,6 @@ from sparkdist.workers import Units, Worker, downpour
 
 __all__ = ["Loop", "Plan", "run_job", "unreachable_from", "work"]
 
-_LOOK_SECONDS = 0.2
 T = TypeVar("T")
 
 
@@ -92,35 +89,15 @@ def unreachable_from(context: SparkContext, address: Address) -> str | None:
 def run_job(
     context: SparkContext, job: Callable[[], T], look: Callable[[], BaseException | None]
 ) -> T:
-    """Run a job in a thread of its own while ``look`` is called again and again; its answer.
+    """Run the workers' job, as :func:`jobs.run_job` does; whatever it fails with is PassFailed."""
 
-    An exception that ``look`` returns, and Ctrl-C, cancel the job: no task of it is left.
-    """
-    group, failed = f"sparkdist-{uuid.uuid4().hex[:12]}", list[BaseException]()
-    found: list[T] = []
-
-    def run() -> None:
+    def told() -> T:
         try:
-            context.setJobGroup(group, "sparkdist: workers of the model server", True)
             with told_plainly("training"):
-                found.append(job())
-        except BaseException as error:
-            failed.append(error)
+                return job()
+        except PassFailed:
+            raise
+        except Exception as error:
+            raise PassFailed(str(error)) from error
 
-    thread: threading.Thread = InheritableThread(target=run, daemon=True)
-    thread.start()
-    verdict: BaseException | None = None
-    try:
-        while thread.is_alive() and verdict is None:
-            thread.join(_LOOK_SECONDS)
-            verdict = look()
-    finally:
-        deadline = time.monotonic() + 30
-        while thread.is_alive() and time.monotonic() < deadline:
-            context.cancelJobGroup(group)
-            thread.join(_LOOK_SECONDS)
-    if verdict is not None:
-        raise verdict
-    if failed:
-        raise failed[0] if isinstance(failed[0], PassFailed) else PassFailed(str(failed[0]))
-    return found[0]
+    return jobs.run_job(context, told, look)

@@ -89,9 +89,8 @@ class downpour(Worker):
                     w = w - (rate / gradient.weight) * gradient.value
             else:
                 assert accrued is not None
-                answer = client.push(
-                    partition, clock, base, accrued, want=age >= n_fetch and clock + 1 < units.total
-                )
+                # After the last unit, too: who left before its round was over could not push again.
+                answer = client.push(partition, clock, base, accrued, want=age >= n_fetch)
                 if answer.w is not None:
                     at, w, age = answer, answer.w, 0
                 else:
