@@ -140,6 +140,13 @@ class Result(OptimizeResult):  # type: ignore[misc]  # SciPy has no types
         What predicts and can be saved.
     """
 
+    def __repr__(self) -> str:
+        """Show it as SciPy shows a result, whose names are all strings."""
+        shown = OptimizeResult(self)
+        if "staleness" in shown:
+            shown["staleness"] = {str(age): n for age, n in shown["staleness"].items()}
+        return repr(shown)
+
     def plot(self) -> Figure:
         """Draw the run; see :meth:`History.plot` and :meth:`TrainingHistory.plot`."""
         after = f"{self.nfev:,} pushes" if "staleness" in self else f"{self.passes} passes"

@@ -116,3 +116,8 @@ def test_without_matplotlib_the_message_says_what_to_install(monkeypatch):
         monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(ImportError, match=r"matplotlib: pip install 'sparkdist\[plot\]'"):
         history().plot()
+
+
+def test_a_result_of_the_model_server_shows_itself():
+    shown = repr(Result(x=np.array([1.0]), fun=1.5, staleness={0: 3, 12: 1}))
+    assert "1.5" in shown and "12: 1" in shown

@@ -136,10 +136,10 @@ def test_a_callback_may_end_the_run(data: Dataset) -> None:
 def test_what_only_exact_methods_know_is_refused_with_the_rest(data: Dataset) -> None:
     with pytest.raises(InvalidCall) as caught:
         minimize(
-            "logistic", data, method="downpour", tol=1e-3, bounds=[(0, 1)] * D, memory=5
+            "logistic", data, method="downpour", tol=1e-3, bounds=[(0, 1)] * D, history=5
         )  # fmt: skip
     unknown, exact = caught.value.problems
-    assert "memory" in unknown and "batch_size" in unknown
+    assert "history" in unknown and "batch_size" in unknown
     assert (
         exact == "tol, bounds cannot be used with downpour: downpour sees every row `epochs` times"
     )
