@@ -402,3 +402,13 @@ def test_a_total_keeps_a_sum_a_partition_and_what_is_ahead_of_its_turn():
     assert kept == 0
     total = totals.total()
     assert in_a_row(total) == [200.0] * 5
+
+
+def test_a_worker_gets_at_least_so_many_at_a_time_while_it_has_them():
+    coordinator = Coordinator([0] * 12 + [1], least=5)
+    taken = []
+    while numbers := coordinator.hand_out("a", [0], "here", 0.0):
+        taken.append(len(numbers))
+        for number in numbers:
+            coordinator.accept(number)
+    assert taken == [5, 5, 2]

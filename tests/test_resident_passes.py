@@ -801,6 +801,7 @@ def test_messages_of_float32_are_rounded_once_each_way_and_added_in_float64():
     third = np.array([1.0, -2.0, 3.0]) / 3
     served.evaluate(1, "k", (third.astype(np.float32),), 0.0)
     client = client_of(Through(served), dtype="<f4")
+    client._me["wait"] = 0.0  # there is no more to come
     task, rounded = client.work(), third.astype(np.float32).astype(np.float64)
     assert task.vectors.dtype == np.float64
     assert task.vectors.tolist() == [rounded.tolist()]

@@ -624,7 +624,10 @@ def test_one_error_says_all_that_is_wrong_with_a_call():
         ({"n_push": 0}, "n_push is 0"),
         ({"extra": 1}, "downpour has no option 'extra'; it has n_fetch, n_push"),
         ({"method": "easgd", "worker": None, "penalty": L2(1), "tau": 0}, "tau must be"),
-        ({"updater": average(1.0), "penalty": L2(1)}, "the updater takes differences of the parameters"),
+        (
+            {"updater": average(1.0), "penalty": L2(1)},
+            "the updater takes differences of the parameters",
+        ),
         ({"method": "sgd", "updater": adaptive_revision()}, "applied one by one"),
         ({"memory": "disk"}, "memory is 'disk'"),
         ({"codec": "float16"}, "codec is 'float16'; it must be one of sparkdist.codecs"),

@@ -41,6 +41,8 @@ class Coordinator:
         Time for one portion after which another copy is worth while; infinite for never.
     soonest
         Time for any number of portions before which no copy is worth while.
+    least
+        A worker gets so many of its own at a time at least, while it has them.
 
     Source: Dean et al., Large Scale Distributed Deep Networks, NIPS 2012, section 4.2, Sandblaster.
     """
@@ -51,8 +53,10 @@ class Coordinator:
         homes: dict[int, tuple[str, str]] | None = None,
         late: float = inf,
         soonest: float = 0.0,
+        least: int = 1,
     ):
-        self._partitions, self._late, self._soonest = partitions, late, soonest
+        self._partitions, self._least = partitions, least
+        self._late, self._soonest = late, soonest
         self._homes = {} if homes is None else homes
         self._dead: set[str] = set()
         # In reverse: what is taken first is the last of its list, where lists are cheap to shorten.
@@ -106,7 +110,7 @@ class Coordinator:
         mine = [partition for partition in own if self._idle.get(partition)]
         if mine:
             part = -(-sum(len(self._idle[partition]) for partition in mine) // _PART)
-            return self._start(worker, mine, part, now)
+            return self._start(worker, mine, max(part, self._least), now)
         for partition, idle in self._idle.items():
             if idle and self._is_at(partition, place):
                 return self._start(worker, [partition], 1, now)

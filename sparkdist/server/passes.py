@@ -22,6 +22,9 @@ __all__ = ["Passes", "Task"]
 
 #: Seconds: a copy of portions is not worth while sooner, and not before this many usual times.
 _SOONEST, _USUAL_TIMES = 0.1, 3.0
+#: Seconds of work for which a worker comes back at all: a request costs some 0.8 ms of the CPUs
+#: that the workers need, and a slow worker holds a pass up by no more than a few times this.
+_WORTH_ASKING = 0.01
 #: Seconds that a worker waits for the first run to be opened.
 _BEGINNING = 20.0
 
@@ -95,7 +98,10 @@ class Passes:
                 self._vectors = b"".join(vector.tobytes() for vector in vectors)
                 self._n_vectors, self._size = len(vectors), vectors[0].size
                 late = _USUAL_TIMES * self._usual or _SOONEST
-                self._coordinator = Coordinator(self._partitions, self._homes, late, _SOONEST)
+                least = int(_WORTH_ASKING / self._usual) if self._usual else 1
+                self._coordinator = Coordinator(
+                    self._partitions, self._homes, late, _SOONEST, max(1, least)
+                )
                 self._totals = Totals(self._partitions)
                 self._handed = {}
                 self._changed.notify_all()

@@ -27,6 +27,8 @@ from sparkdist.spark.seat import Seat
 
 __all__ = ["Crew", "Options"]
 
+#: Seconds without an answer after which a worker gives up: longer than it may wait for work.
+_SILENCE = 60.0
 #: Seconds between two looks at the job while a pass is being waited for.
 _LOOK = 0.5
 
@@ -141,9 +143,8 @@ class Crew:
         handles, slots = self._dataset.handles, task_slots(self._dataset.context)
         if handles.getNumPartitions() > slots:
             handles = handles.coalesce(slots)
-        task = TaskSetup(
-            address, objective, size, self._parts, self._options.patience, self._options.messages
-        )
+        silence = max(self._options.patience, _SILENCE)
+        task = TaskSetup(address, objective, size, self._parts, silence, self._options.messages)
         work = functools.partial(work_at, task)
         if self._seat.ready:  # it may know another run, and would refuse workers of a new one
             self._server.begin_passes(run, size, partitions)
