@@ -259,8 +259,10 @@ def test_of_a_dropped_push_nothing_stays_in_the_memory():
     assert store.ledger.states.get(1) is None
 
 
-@pytest.mark.parametrize("codec", [top_k(0.4), random_k(0.6), sparse()], ids=str)
-def test_sparse_codes_are_applied_to_arrays_with_names(codec):
+@pytest.mark.parametrize(
+    "codec", [top_k(0.4), random_k(0.6), sparse(), float16(), qsgd(4)], ids=str
+)
+def test_codes_are_applied_to_arrays_with_names_with_their_weight_and_sign(codec):
     store = new_store(codec, asp(), 1, MODEL)
     client = Compressing(Wired(store), codec, D, "<f8", SEED)
     client.join(0)
@@ -269,7 +271,7 @@ def test_sparse_codes_are_applied_to_arrays_with_names(codec):
     code, _ = codec.encode(x, codec.init(D, "<f8"), stream(SEED, 0, 0))
     expected = -0.1 * codec.decode(code, D, "<f8")
     assert_allclose(store.parameters()[1], expected, rtol=1e-15)
-    assert isinstance(store.rule.admit(of_code(code)), dict)
+    assert isinstance(store.rule.admit(of_code(code)), dict) == codec.sparse
 
 
 def of_code(code: bytes, **fields: Any) -> Message:

@@ -392,7 +392,8 @@ def test_the_penalty_has_the_same_value_as_with_exact_methods(data: Dataset) -> 
 
 def test_bad_gradients_of_rows_are_told_before_they_are_sent() -> None:
     from sparkdist.layout import Layout
-    from sparkdist.spark.units import Epochs, RowWork
+    from sparkdist.spark.units import RowWork
+    from sparkdist.workers import Epochs
 
     work = RowWork(
         lambda model, rows: (1.0, "text"), Layout.of(np.zeros(2)), "<f8", Epochs(1, 1, 0, 1)

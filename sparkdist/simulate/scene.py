@@ -17,8 +17,8 @@ from sparkdist.simulate.dealing import deal, type_of
 from sparkdist.simulate.history import SimulatedHistory
 from sparkdist.simulate.staging import stage
 from sparkdist.simulate.training import Training
-from sparkdist.simulate.units import BlockUnits, Epochs
 from sparkdist.solvers import pseudo_gradient
+from sparkdist.workers import BlockUnits, Epochs
 
 __all__ = ["Scene"]
 

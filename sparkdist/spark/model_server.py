@@ -37,9 +37,9 @@ from sparkdist.spark.training_plan import (
     takes_rows,
     worker_of,
 )
-from sparkdist.spark.units import BlockWork, Epochs, RowWork
+from sparkdist.spark.units import BlockWork, RowWork
 from sparkdist.updaters import Damping, Descent, Updater, adagrad
-from sparkdist.workers import Whole, Worker, downpour
+from sparkdist.workers import Epochs, Whole, Worker, downpour
 
 __all__ = ["ModelServer", "type_of"]
 

@@ -14,8 +14,7 @@ from sparkdist.layout import Layout
 from sparkdist.objectives import Objective
 from sparkdist.spark.dataset import Dataset
 from sparkdist.spark.sources import describe
-from sparkdist.spark.units import Epochs
-from sparkdist.workers import Worker, downpour
+from sparkdist.workers import Epochs, Worker, downpour
 
 __all__ = ["TrainingPlan", "misfits", "problems_of_data", "takes_rows", "worker_of"]
 

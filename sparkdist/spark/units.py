@@ -5,10 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any, NamedTuple
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import Any
 
 from sparkdist.blocks import Array, Block
 from sparkdist.client import Gradient
@@ -17,50 +14,9 @@ from sparkdist.layout import Layout
 from sparkdist.objectives import Objective
 from sparkdist.spark.ingest import Handle
 from sparkdist.spark.residency import open_blocks
-from sparkdist.workers import Batches, Order, Worker, downpour
+from sparkdist.workers import BlockUnits, CutUnits, Epochs, Order
 
-__all__ = ["BlockWork", "Epochs", "RowWork"]
-
-
-class Epochs(NamedTuple):
-    """How rows are cut into batches, and by which worker batches are cut into units."""
-
-    batch_size: int
-    epochs: int
-    seed: int
-    worker: Worker = downpour()
-
-
-class _Units:
-    """The batches of a worker, in its units."""
-
-    def __init__(self, epochs: Epochs, batches_per_epoch: int):
-        self._cuts = epochs.worker.cuts(batches_per_epoch, epochs.epochs)
-        self.total = self._cuts.total
-        self.steps, self.first = self._cuts.steps, self._cuts.first
-
-    def _place(self, clock: int, step: int) -> tuple[int, int]:
-        """Epoch, and number of the batch in it."""
-        return divmod(self._cuts.first(clock) + step, self._cuts.per_epoch)
-
-
-class _BlockUnits(_Units):
-    def __init__(self, work: BlockWork, batches: Batches):
-        super().__init__(work.epochs, batches.per_epoch)
-        self._work, self._of = work, batches
-        self.n_rows, self.weight = batches.n_rows, batches.weight
-
-    def rows(self, clock: int, step: int) -> tuple[NDArray[np.intp], Block]:
-        """Return a batch, and which rows of the partition these are."""
-        place = self._place(clock, step)
-        return self._of.rows(*place), self._of.get(*place)
-
-    def gradient(self, clock: int, step: int, w: Array) -> Gradient:
-        """Sum loss and gradient over a batch."""
-        block = self._of.get(*self._place(clock, step))
-        partial = self._work.objective.value_and_grad(w, block)
-        grad = partial.grad.astype(self._work.dtype, copy=False)
-        return Gradient(grad, partial.weight, len(block.y), partial.loss)
+__all__ = ["BlockWork", "RowWork"]
 
 
 @dataclass(frozen=True)
@@ -72,7 +28,7 @@ class BlockWork:
     epochs: Epochs
 
     @contextmanager
-    def __call__(self, partition: int, handles: Iterable[Handle]) -> Iterator[_BlockUnits]:
+    def __call__(self, partition: int, handles: Iterable[Handle]) -> Iterator[BlockUnits]:
         """Open the blocks of the partition while the units are worked at."""
         with ExitStack() as stack:
             blocks: list[Block] = []
@@ -81,11 +37,10 @@ class BlockWork:
                     raise BadData(f"the source has changed since it was ingested: {handle.problem}")
                 if handle.n_rows:
                     blocks += stack.enter_context(open_blocks(handle.place))
-            size, seed = self.epochs.batch_size, self.epochs.seed
-            yield _BlockUnits(self, Batches(blocks, size, seed=seed, partition=partition))
+            yield BlockUnits(self.objective, blocks, partition, self.epochs, self.dtype)
 
 
-class _RowUnits(_Units):
+class _RowUnits(CutUnits):
     def __init__(self, work: RowWork, rows: list[Any], order: Order):
         super().__init__(work.epochs, order.per_epoch)
         self._work, self._rows, self._order = work, rows, order

@@ -3,6 +3,7 @@
 from sparkdist.workers._base import Cuts, Units, UnitWorker, Whole, Worker
 from sparkdist.workers._batches import Batches, Order
 from sparkdist.workers._resident import resident
+from sparkdist.workers._units import BlockUnits, CutUnits, Epochs
 from sparkdist.workers.cocoa import cocoa
 from sparkdist.workers.downpour import downpour
 from sparkdist.workers.elastic import elastic
@@ -11,7 +12,10 @@ from sparkdist.workers.svrg import svrg
 
 __all__ = [
     "Batches",
+    "BlockUnits",
+    "CutUnits",
     "Cuts",
+    "Epochs",
     "Order",
     "UnitWorker",
     "Units",
