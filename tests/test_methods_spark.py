@@ -53,6 +53,8 @@ METHODS: dict[str, tuple[float, dict[str, Any]]] = {
     "ringmaster": (0.345, {"epochs": 5, "bound": 2, "updater": sgd(0.25)}),
     "rennala": (0.345, {"epochs": 5, "pushes": 2, "updater": sgd(0.5)}),
 }
+#: Whose policy leaves pushes out that come too late.
+DROPPING = ("backup_workers", "ringmaster", "rennala")
 #: In rounds, for which nobody is left out: the same bits whatever happens.
 EXACT = ("sgd", "local_sgd", "mixing", "one_shot", "diloco", "svrg")
 
@@ -83,8 +85,10 @@ def test_a_method_reaches_its_loss_with_a_task_that_fails_on_the_way(
     assert flag.exists()
     assert MINIMUM < found.fun < most
     assert balanced(found)
-    if name != "backup_workers":
-        assert found.history.examples[-1] == options["epochs"] * N
+    # Every row counts once an epoch, but for the pushes that a policy drops.
+    unseen, dropped = options["epochs"] * N - found.history.examples[-1], "dropped" in found.counts
+    assert unseen > 0 if dropped else unseen == 0
+    assert not dropped or name in DROPPING
     if name in EXACT:
         undisturbed = solve(data, name)
         assert_array_equal(found.x, undisturbed.x)
