@@ -7,6 +7,7 @@ from typing import NamedTuple, TypeVar
 
 from sparkdist.blocks import Block
 from sparkdist.errors import BadData
+from sparkdist.spark.collector import freeze_imports
 from sparkdist.spark.ingest import Handle
 from sparkdist.spark.residency import BlocksGone, open_blocks
 from sparkdist.spark.transport import acknowledge_at_once
@@ -33,6 +34,7 @@ def visit(
         If the partition was ingested again and its rows have become bad.
     """
     acknowledge_at_once()
+    freeze_imports()
     for handle in handles:
         if handle.problem:
             raise BadData(f"the source has changed since it was ingested: {handle.problem}")
