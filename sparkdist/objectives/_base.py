@@ -10,7 +10,7 @@ import numpy as np
 
 from sparkdist.blocks import Array, Block, Matrix, Partial
 from sparkdist.layout import Layout, Model
-from sparkdist.objectives._precision import in_precision_of
+from sparkdist.objectives._precision import in_precision_of, times_vector
 
 __all__ = ["MarginLoss", "Objective"]
 
@@ -141,7 +141,7 @@ class MarginLoss(Objective):
     def scores(self, w: Array, X: Matrix) -> Array:
         """Return the margins x @ w + intercept, shape (n,)."""
         d = X.shape[1]
-        m = in_precision_of(X, w[:d], operator.matmul)
+        m = in_precision_of(X, w[:d], times_vector)
         return m + w[d] if w.size > d else m
 
 
