@@ -26,7 +26,7 @@ class Coordinator:
     """Hands out the portions of one pass; time is what the caller says it is.
 
     A worker gets, one request after the other: portions of its own partitions, a quarter of what
-    is left of them each time; then single ones of others whose blocks are at its place; then those
+    is left of them each time, or ``least``; then single ones of others whose blocks are at its place; then those
     that are late.  The first result of a portion counts.  So a slow or a lost worker delays a pass
     by a few portions, and not by its share.
 
@@ -42,7 +42,8 @@ class Coordinator:
     soonest
         Time for any number of portions before which no copy is worth while.
     least
-        A worker gets so many of its own at a time at least, while it has them.
+        A worker gets so many of its own at a time at least, and all that is left of them if that
+        is less than twice as many.
 
     Source: Dean et al., Large Scale Distributed Deep Networks, NIPS 2012, section 4.2, Sandblaster.
     """
@@ -109,8 +110,10 @@ class Coordinator:
     def _choose(self, worker: str, own: Iterable[int], place: str, now: float) -> list[int]:
         mine = [partition for partition in own if self._idle.get(partition)]
         if mine:
-            part = -(-sum(len(self._idle[partition]) for partition in mine) // _PART)
-            return self._start(worker, mine, max(part, self._least), now)
+            left = sum(len(self._idle[partition]) for partition in mine)
+            # Less than `least` is not worth another request.
+            count = left if left < 2 * self._least else max(-(-left // _PART), self._least)
+            return self._start(worker, mine, count, now)
         for partition, idle in self._idle.items():
             if idle and self._is_at(partition, place):
                 return self._start(worker, [partition], 1, now)

@@ -22,9 +22,10 @@ __all__ = ["Passes", "Task"]
 
 #: Seconds: a copy of portions is not worth while sooner, and not before this many usual times.
 _SOONEST, _USUAL_TIMES = 0.1, 3.0
-#: Seconds of work for which a worker comes back at all: a request costs some 0.8 ms of the CPUs
-#: that the workers need, and a slow worker holds a pass up by no more than a few times this.
-_WORTH_ASKING = 0.01
+#: Seconds of work for which a worker comes back at all: a request costs some 1 ms of the CPUs
+#: that the workers need (of 54 ms for 500,000 x 100 it was 9 with 0.01 and is 3 with 0.02), and a
+#: slow worker holds a pass up by no more than a few times this.
+_WORTH_ASKING = 0.02
 #: Seconds that a worker waits for the first run to be opened.
 _BEGINNING = 20.0
 
