@@ -47,7 +47,9 @@ def main() -> None:
         for name, values in times.items()
     ]
     note = (
-        "An empty job waits 40 ms for a delayed TCP acknowledgement that a pass asks for at once."
+        "An empty job waits 40 ms for a delayed TCP acknowledgement, which a pass asks for at once,"
+        " and its workers collect garbage after every task among all that they have imported, which"
+        " a pass takes out of the collector's sight."
     )
     report("pass", "Cost of a pass", rows, [note])
     spark.stop()

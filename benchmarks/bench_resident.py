@@ -140,9 +140,12 @@ class Problem:
         )
         return np.asarray(estimator.fit(df).coefficients.toArray())
 
-    def sparkdist(self, df: Any, method: str, tol: float, dtype: str = "float64") -> Array:
+    def sparkdist(
+        self, df: Any, method: str, tol: float, dtype: str = "float64", **options: Any
+    ) -> Array:
         """Fit on the resident engine, from the DataFrame on."""
-        call = {"method": method, "penalty": L2(self.strength), "tol": tol, "progress": False}
+        call: dict[str, Any] = {"method": method, "penalty": L2(self.strength), "tol": tol}
+        call |= {"progress": False, **options}
         if dtype == "float64":
             return np.asarray(minimize(Logistic(), df, engine="resident", **call).x)
         with Dataset.from_dataframe(df, dtype=dtype) as data:
@@ -169,6 +172,7 @@ def sparse_fits(spark: Any, rounds: int) -> list[dict[str, Any]]:
     contenders: dict[str, Fit] = {
         "Spark MLlib": lambda: problem.mllib(df, A9A_MLLIB),
         "sparkdist, resident, lbfgs": lambda: problem.sparkdist(df, "lbfgs", 1e-7),
+        "the same, memory=50": lambda: problem.sparkdist(df, "lbfgs", 1e-7, memory=50),
         "sparkdist, resident, newton_cg": lambda: problem.sparkdist(df, "newton_cg", 1e-6),
         "scikit-learn, one process, lbfgs": lambda: problem.scikit_learn("lbfgs", 1e-7),
         "scikit-learn, one process, newton-cg": lambda: problem.scikit_learn("newton-cg", 1e-6),
@@ -186,7 +190,8 @@ def dense_fits(spark: Any, rounds: int) -> list[dict[str, Any]]:
     contenders: dict[str, Fit] = {
         "Spark MLlib": lambda: problem.mllib(df, DENSE_MLLIB),
         "sparkdist, resident, lbfgs": lambda: problem.sparkdist(df, "lbfgs", 1e-4),
-        "the same, dtype float32": lambda: problem.sparkdist(df, "lbfgs", 1e-4, "float32"),
+        "the same, memory=50": lambda: problem.sparkdist(df, "lbfgs", 1e-4, memory=50),
+        "the same, float32": lambda: problem.sparkdist(df, "lbfgs", 1e-4, "float32", memory=50),
         "SciPy, one process": lambda: problem.scipy(1e-4),
         "scikit-learn, one process, newton-cg": lambda: problem.scikit_learn("newton-cg", 1e-4),
     }
