@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from sparkdist.comparison import Curve
     from sparkdist.result import History, TrainingHistory
 
-__all__ = ["plot_comparison", "plot_history", "plot_training"]
+__all__ = ["INK", "Picture", "draw", "plot_comparison", "plot_history", "plot_training"]
 
 
 class Picture(Figure):
@@ -29,7 +29,7 @@ class Picture(Figure):
         return picture.getvalue()
 
 
-_INK, _FAINT, _LINE = "#1f2933", "#9aa5b1", "#2563a8"
+INK, _FAINT, _LINE = "#1f2933", "#9aa5b1", "#2563a8"
 
 
 def plot_history(history: History, title: str) -> Figure:
@@ -45,15 +45,15 @@ def plot_history(history: History, title: str) -> Figure:
     across = ((history.seconds, "seconds"), (history.passes, "passes over the data"))
     for column, (values, label) in enumerate(across):
         at = np.asarray(values, dtype=float)
-        _draw(axes[0, column], at, fun)
-        _draw(axes[1, column], at[gap > 0], gap[gap > 0])
-        axes[1, column].set_xlabel(label, color=_INK)
+        draw(axes[0, column], at, fun)
+        draw(axes[1, column], at[gap > 0], gap[gap > 0])
+        axes[1, column].set_xlabel(label, color=INK)
         axes[1, column].set_xlim(0, at.max() * 1.02 or 1.0)
     if (gap > 0).any():
         axes[1, 0].set_yscale("log")
-    axes[0, 0].set_ylabel("objective", color=_INK)
-    axes[1, 0].set_ylabel("objective − best", color=_INK)
-    figure.suptitle(title, color=_INK, fontsize=11, x=0.01, ha="left")
+    axes[0, 0].set_ylabel("objective", color=INK)
+    axes[1, 0].set_ylabel("objective − best", color=INK)
+    figure.suptitle(title, color=INK, fontsize=11, x=0.01, ha="left")
     return figure
 
 
@@ -64,14 +64,14 @@ def plot_training(history: TrainingHistory, title: str) -> Figure:
     across = ((history.seconds, "seconds"), (history.examples, "examples"))
     for column, (values, label) in enumerate(across):
         at = np.asarray(values, dtype=float)
-        _draw(axes[0, column], at, np.asarray(history.loss))
-        _draw(axes[1, column], at, np.asarray(history.staleness))
-        axes[1, column].set_xlabel(label, color=_INK)
+        draw(axes[0, column], at, np.asarray(history.loss))
+        draw(axes[1, column], at, np.asarray(history.staleness))
+        axes[1, column].set_xlabel(label, color=INK)
         axes[1, column].set_xlim(0, at.max(initial=0.0) * 1.02 or 1.0)
-    axes[0, 0].set_ylabel("mean loss of the batches", color=_INK)
-    axes[1, 0].set_ylabel("mean staleness", color=_INK)
+    axes[0, 0].set_ylabel("mean loss of the batches", color=INK)
+    axes[1, 0].set_ylabel("mean staleness", color=INK)
     axes[1, 0].set_ylim(bottom=0)
-    figure.suptitle(title, color=_INK, fontsize=11, x=0.01, ha="left")
+    figure.suptitle(title, color=INK, fontsize=11, x=0.01, ha="left")
     return figure
 
 
@@ -92,15 +92,16 @@ def plot_comparison(curves: Sequence[Curve], best: float, target: float) -> Figu
         if target > best:
             one.axhline(target - best, color=_FAINT, lw=1, ls=(0, (4, 3)))
         one.set(xscale="log", yscale="log")
-        one.set_xlabel(label, color=_INK)
+        one.set_xlabel(label, color=INK)
         _plain(one)
-    axes[0].set_ylabel("objective − best", color=_INK)
+    axes[0].set_ylabel("objective − best", color=INK)
     lines, names = axes[0].get_legend_handles_labels()
     figure.legend(lines, names, loc="outside lower center", ncols=6, frameon=False)
     return figure
 
 
-def _draw(axes: Axes, x: Array, y: Array) -> None:
+def draw(axes: Axes, x: Array, y: Array) -> None:
+    """Draw a curve, and nothing around it that says nothing."""
     axes.plot(x, y, color=_LINE, lw=1.6, marker="o", ms=2.5, mew=0)
     _plain(axes)
 
@@ -109,4 +110,4 @@ def _plain(axes: Axes) -> None:
     axes.grid(color=_FAINT, alpha=0.3, lw=0.6)
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color(_FAINT)
-    axes.tick_params(colors=_INK, length=0)
+    axes.tick_params(colors=INK, length=0)

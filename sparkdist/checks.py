@@ -5,7 +5,8 @@ from __future__ import annotations
 import inspect
 import logging
 from collections.abc import Mapping, Sequence
-from numbers import Real
+from math import inf
+from numbers import Integral, Real
 from typing import Any
 
 from sparkdist import registry, solvers
@@ -18,6 +19,12 @@ logger = logging.getLogger(__name__)
 
 #: Parameters of solvers that have a parameter of their own at the front door.
 _NOT_OPTIONS = ("fun", "w0", "tol", "max_iter", "callback", "l1", "bounds", "hessp")
+#: What an option must be, by its annotation.
+_TYPES: dict[str, tuple[type, str]] = {
+    "int": (Integral, "a whole number"),
+    "float": (Real, "a number"),
+    "str": (str, "a word"),
+}
 
 
 def find_problems(
@@ -43,6 +50,8 @@ def find_problems(
         problems.append(f"tol is {tol!r}; it must be 0 or more")
     if not (isinstance(max_iter, Real) and max_iter >= 0):
         problems.append(f"max_iter is {max_iter!r}; it must be 0 or more")
+    elif max_iter != inf and max_iter % 1:
+        problems.append(f"max_iter is {max_iter!r}; it must be a whole number")
     if penalty is not None and not isinstance(penalty, L1 | L2 | ElasticNet):
         problems.append(f"penalty is {penalty!r}; it must be L2(...), L1(...) or ElasticNet(...)")
         penalty = None
@@ -55,7 +64,7 @@ def find_problems(
         _warn_of_kinks(loss)
     has_l1 = penalty is not None and penalty.l1 > 0
     problems += _unsupported(loss, method, has_l1, bounds is not None)
-    return problems + _unknown_options(method, options)
+    return problems + _unknown_options(method, options) + _mistyped_options(method, options)
 
 
 def _unsupported(loss: Objective | None, method: str, has_l1: bool, has_bounds: bool) -> list[str]:
@@ -78,6 +87,20 @@ def _unknown_options(method: str, options: Mapping[str, Any]) -> list[str]:
         for name in options
         if name not in allowed
     ]
+
+
+def _mistyped_options(method: str, options: Mapping[str, Any]) -> list[str]:
+    """Find options of another type than the solver's signature says."""
+    parameters = inspect.signature(registry.get(solvers, method)).parameters
+    problems = []
+    for name in [name for name in options if name in parameters and name not in _NOT_OPTIONS]:
+        kind, *others = str(parameters[name].annotation).split(" | ")
+        base, rule = _TYPES[kind]
+        value = options[name]
+        fits = isinstance(value, base) and not isinstance(value, bool)
+        if not fits and not (value is None and others == ["None"]):
+            problems.append(f"{name} is {value!r}; it must be {rule}")
+    return problems
 
 
 def _warn_of_kinks(loss: Objective) -> None:

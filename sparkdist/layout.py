@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from sparkdist.blocks import Array
 
-__all__ = ["Layout", "Model"]
+__all__ = ["Layout", "Model", "type_of"]
 
 #: What users hand in and get back: one array, or a dict of named arrays.
 Model: TypeAlias = "Array | dict[str, Array]"
@@ -33,6 +33,11 @@ class Layout:
         if isinstance(model, Mapping):
             return cls(tuple((name, np.shape(array)) for name, array in model.items()))
         return cls(((None, np.shape(model)),))
+
+    def __str__(self) -> str:
+        if self.names:
+            return "a dict of " + ", ".join(f"{name}{shape}" for name, shape in self.shapes)
+        return f"an array of shape {self.shapes[0][1]}"
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -67,3 +72,10 @@ class Layout:
         if None in arrays:
             return arrays[None]
         return {str(name): array for name, array in arrays.items()}
+
+
+def type_of(model: Any) -> str:
+    """Return the type of a model's vector: float32 if all its arrays are, else float64."""
+    arrays = model.values() if isinstance(model, Mapping) else [model]
+    single = all(np.asarray(array).dtype == np.float32 for array in arrays)
+    return "<f4" if single else "<f8"

@@ -142,18 +142,12 @@ def _start(w0: Any, layout: Layout, problems: list[str]) -> Array:
         return np.zeros(layout.size)
     given = Layout.of(w0)
     if dict(given.shapes) != dict(layout.shapes):
-        problems.append(f"w0 is {_describe(given)}; the model is {_describe(layout)}")
+        problems.append(f"w0 is {given}; the model is {layout}")
         return np.zeros(layout.size)
     flat = layout.flatten(w0)
     if not np.isfinite(flat).all():
         problems.append("w0 has values that are NaN or infinite")
     return flat
-
-
-def _describe(layout: Layout) -> str:
-    if layout.names:
-        return "a dict of " + ", ".join(f"{name}{shape}" for name, shape in layout.shapes)
-    return f"an array of shape {layout.shapes[0][1]}"
 
 
 def _box(bounds: Any, layout: Layout, n_weights: int, problems: list[str]) -> Bounds | None:

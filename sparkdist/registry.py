@@ -3,12 +3,13 @@
 import difflib
 import importlib
 import pkgutil
+from collections.abc import Sequence
 from types import ModuleType
 from typing import Any
 
 from sparkdist.errors import InvalidCall
 
-__all__ = ["get", "names"]
+__all__ = ["get", "names", "unknown"]
 
 
 def names(family: ModuleType) -> list[str]:
@@ -27,10 +28,14 @@ def get(family: ModuleType, name: str) -> Any:
     """
     known = names(family)
     if name not in known:
-        kind = family.__name__.rpartition(".")[2]
-        close = difflib.get_close_matches(name, known, n=1)
-        hint = f" Did you mean {close[0]!r}?" if close else ""
-        raise InvalidCall(kind, [f"there is no {name!r}; there are {', '.join(known)}.{hint}"])
+        raise InvalidCall(family.__name__.rpartition(".")[2], [unknown(name, known)])
     module = importlib.import_module(f"{family.__name__}.{name}")
     (public,) = module.__all__
     return getattr(module, public)
+
+
+def unknown(name: str, known: Sequence[str]) -> str:
+    """Say that there is no such name, and which there are."""
+    close = difflib.get_close_matches(name, known, n=1)
+    hint = f" Did you mean {close[0]!r}?" if close else ""
+    return f"there is no {name!r}; there are {', '.join(known)}.{hint}"

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 import operator
 import pickle
 
@@ -11,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.testing import assert_allclose, assert_array_equal
 
-from sparkdist.blocks import Block, Partial
+from sparkdist.blocks import Block, Partial, all_finite
 
 repeatable = settings(derandomize=True, deadline=None, max_examples=50)
 numbers = st.floats(-1e6, 1e6)
@@ -89,3 +90,14 @@ def test_partials_and_blocks_pickle():
     X, y, weight = pickle.loads(pickle.dumps(Block(np.eye(2), np.ones(2), np.zeros(2))))
     assert_array_equal(X, np.eye(2))
     assert_array_equal([y, weight], [[1, 1], [0, 0]])
+
+
+@pytest.mark.parametrize("width", [32, 64])
+@repeatable
+@given(st.data())
+def test_a_vector_is_finite_exactly_if_all_its_elements_are(width, data):
+    # Any float: NaN, infinities, the largest ones, whose squares and sums overflow, and the least.
+    elements = data.draw(st.lists(st.floats(width=width), max_size=20))
+    vector = np.array(elements, f"f{width // 8}")
+    assert all_finite(vector) is all(map(math.isfinite, elements))
+    assert all_finite(vector[::-2]) is all(map(math.isfinite, elements[::-2]))

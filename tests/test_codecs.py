@@ -37,6 +37,7 @@ from tests.codec_runs import (
     there_and_back,
     vector,
 )
+from tests.conftest import FULL
 from tests.solver_problems import TEXT, MeanLogistic, a9a, text
 
 repeatable = settings(derandomize=True, deadline=None, max_examples=40)
@@ -568,12 +569,12 @@ FEEDBACK = [
 @pytest.mark.long
 @pytest.mark.parametrize("codec", FEEDBACK, ids=str)
 def test_k5_behind_the_residuals_is_plain_gradient_descent(codec):
-    """w - mean_k e_k is where steps along the gradients at w lead, over 1,500 steps."""
+    """w - mean_k e_k is where steps along the gradients at w lead, after each step."""
     X, y = a9a()
     gradients = batches(X[:2000].toarray(), y[:2000], 4, 16, 1e-3)
-    d = X.shape[1]
+    d, n_steps = X.shape[1], 1500 if FULL else 200
     plain, w, worst = np.zeros(d), np.zeros(d), 0.0
-    for t, (after, states) in enumerate(descend(codec, gradients, d, 1500, lambda t: 0.5)):
+    for t, (after, states) in enumerate(descend(codec, gradients, d, n_steps, lambda t: 0.5)):
         plain -= 0.5 * np.mean([gradient(t, w) for gradient in gradients], axis=0)
         late = np.mean([state[0] for state in states], axis=0)
         worst, w = max(worst, np.abs(after - late - plain).max()), after
@@ -597,10 +598,11 @@ def counter_example(codec, n_steps, rate):
 @pytest.mark.long
 def test_k8_signs_alone_never_come_near_the_minimum_and_with_feedback_they_do():
     """All signs are those of (1, -1): x1 + x2 stays 2, where f = 2 + 8 t^2; its minimum is 0."""
-    least, x = counter_example(sign(), 20_000, lambda t: 0.1 / sqrt(t + 1))
+    n_steps = 20_000 if FULL else 4_000
+    least, x = counter_example(sign(), n_steps, lambda t: 0.1 / sqrt(t + 1))
     assert x.sum() == pytest.approx(2, abs=1e-9)
     assert 2 - 1e-9 <= least < 2.1
-    least, x = counter_example(error_feedback(sign()), 20_000, lambda t: 0.05)
+    least, x = counter_example(error_feedback(sign()), n_steps, lambda t: 0.05)
     assert least <= 1e-10
 
 
@@ -659,11 +661,12 @@ def test_m3_ef21_converges_linearly_where_workers_differ_and_error_feedback_does
     minimum = (h * b).sum(axis=0) / h.sum(axis=0)
     workers = [lambda t, w, k=k: h[k] * (w - b[k]) for k in range(8)]
 
-    def distance(codec):
-        return np.abs(last(descend(codec, workers, 50, 2000, lambda t: 0.018)) - minimum).max()
+    def distance(codec, rounds):
+        return np.abs(last(descend(codec, workers, 50, rounds, lambda t: 0.018)) - minimum).max()
 
-    assert distance(ef21(top_k(0.1))) < 1e-12
-    assert distance(error_feedback(top_k(0.1))) > 1e-2
+    assert distance(ef21(top_k(0.1)), 2000) < 1e-12
+    # Its residuals, and with them the distance, are steady after the first few hundred.
+    assert distance(error_feedback(top_k(0.1)), 2000 if FULL else 500) > 1e-2
 
 
 @needs_text

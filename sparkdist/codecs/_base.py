@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from sparkdist.blocks import Array
+from sparkdist.blocks import Array, all_finite
 from sparkdist.errors import BadGradient, DecodeError
 
 if TYPE_CHECKING:
     from sparkdist.layout import Layout
 
-__all__ = ["Codec", "Indices", "SparseCodec", "State", "Values", "all_finite", "stream"]
+__all__ = ["Codec", "Indices", "SparseCodec", "State", "Values", "stream"]
 
 #: What a codec remembers: a few arrays, or ().
 State: TypeAlias = tuple[Array, ...]
@@ -32,13 +32,6 @@ def stream(seed: int, partition: int, clock: int) -> np.random.Generator:
     """Return the randomness of one push: whoever computes it again draws the same numbers."""
     entropy = np.random.SeedSequence([seed, partition, clock], spawn_key=(_STREAM,))
     return np.random.default_rng(entropy)
-
-
-def all_finite(values: Array) -> bool:
-    """Whether there is neither NaN nor infinity."""
-    with np.errstate(over="ignore", invalid="ignore"):
-        # The sum needs no memory; where it overflows, the elements decide.
-        return bool(np.isfinite(values.sum()) or np.isfinite(values).all())
 
 
 class Codec(ABC):
@@ -63,6 +56,8 @@ class Codec(ABC):
     A payload begins with a tag of four bytes, the CRC-32 of the codec with its parameters, the
     type and d, so that one that was made for another run is refused.  A vector that is not finite
     is a tag with nothing behind it: the receiver decides what becomes of it.
+
+    A member refuses its arguments when it is made, all that are wrong in one InvalidCall.
 
     A member implements ``write``, ``read`` and ``longest``, which know nothing of tags, empty
     vectors and NaN.

@@ -1,27 +1,14 @@
-"""What the arguments of codecs must be."""
+"""What the arguments of codecs must be: rules of :mod:`sparkdist.fields`."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from numbers import Integral, Real
 from typing import Any
 
 from sparkdist.codecs._base import Codec
-from sparkdist.errors import InvalidCall
+from sparkdist.fields import settle
 
 __all__ = ["bucket", "contraction", "flag", "levels", "rank", "settle", "share"]
-
-
-def settle(member: Any, **rules: Callable[[Any], Any]) -> None:
-    """Put plain values into the fields of a frozen dataclass; tell all that is wrong at once."""
-    problems = []
-    for name, rule in rules.items():
-        try:
-            object.__setattr__(member, name, rule(getattr(member, name)))
-        except ValueError as error:
-            problems.append(f"{name} {error}")
-    if problems:
-        raise InvalidCall(type(member).__name__, problems)
 
 
 def share(value: Any) -> float:

@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
-from numpy.typing import DTypeLike
 
 from sparkdist.blocks import Array
-from sparkdist.codecs import _check
-from sparkdist.codecs._base import Codec, State, Values
-from sparkdist.codecs.top_k import top_k
-
-if TYPE_CHECKING:
-    from sparkdist.layout import Layout
+from sparkdist.codecs._base import State
+from sparkdist.codecs._wrapper import Wrapper
 
 __all__ = ["ef21"]
 
 
 @dataclass(frozen=True)
-class ef21(Codec):
+class ef21(Wrapper):
     """Send what is missing to the vector from what the receiver has, as well as a codec can.
 
     Worker k and the server both keep g_k, at first 0::
@@ -39,21 +34,7 @@ class ef21(Codec):
     Practically Faster Error Feedback, NeurIPS 2021, Algorithm 2.
     """
 
-    inner: Codec = top_k()
-
     differences = True
-
-    def __post_init__(self) -> None:
-        _check.settle(self, inner=_check.contraction)
-        object.__setattr__(self, "sparse", self.inner.sparse)
-
-    def bind(self, layout: Layout) -> ef21:
-        """Bind what it wraps."""
-        return replace(self, inner=self.inner.bind(layout))
-
-    def init(self, size: int, dtype: DTypeLike) -> State:
-        """Nothing was sent yet; behind it, the state of what it wraps."""
-        return (np.zeros(size, dtype), *self.inner.init(size, dtype))
 
     def write(self, x: Array, state: State, rng: np.random.Generator) -> tuple[bytes, State]:
         """Write the codec's version of the difference."""
@@ -61,18 +42,6 @@ class ef21(Codec):
         body, new = self.inner.write(x - known, tuple(others), rng)
         c = self.inner.read(memoryview(body), x.size, x.dtype)
         return body, (known + c, *new)
-
-    def read(self, body: memoryview, size: int, dtype: np.dtype[Any]) -> Array:
-        """Return the difference."""
-        return self.inner.read(body, size, dtype)
-
-    def read_sparse(self, body: memoryview, size: int, dtype: np.dtype[Any]) -> Values:
-        """Return the difference, values and indices."""
-        return self.inner.read_sparse(body, size, dtype)
-
-    def longest(self, size: int, dtype: np.dtype[Any]) -> int:
-        """As long as what the codec writes."""
-        return self.inner.longest(size, dtype)
 
     def after(self, body: memoryview, size: int, dtype: np.dtype[Any], state: State) -> State:
         """Add the difference."""

@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import DTypeLike
 
 from sparkdist.blocks import Array
-from sparkdist.codecs import _check
-from sparkdist.codecs._base import Codec, State, Values
-from sparkdist.codecs.top_k import top_k
-
-if TYPE_CHECKING:
-    from sparkdist.layout import Layout
+from sparkdist.codecs._base import State
+from sparkdist.codecs._wrapper import Wrapper
 
 __all__ = ["error_feedback"]
 
 
 @dataclass(frozen=True)
-class error_feedback(Codec):
+class error_feedback(Wrapper):
     """Remember the error of a codec, and compress it together with the next vector.
 
     ::
@@ -39,21 +33,7 @@ class error_feedback(Codec):
     2019, Algorithm 2; first, Seide et al., Interspeech 2014, for one bit.
     """
 
-    inner: Codec = top_k()
-
     rebuildable = False
-
-    def __post_init__(self) -> None:
-        _check.settle(self, inner=_check.contraction)
-        object.__setattr__(self, "sparse", self.inner.sparse)
-
-    def bind(self, layout: Layout) -> error_feedback:
-        """Bind what it wraps."""
-        return replace(self, inner=self.inner.bind(layout))
-
-    def init(self, size: int, dtype: DTypeLike) -> State:
-        """Nothing is late yet; behind it, the state of what it wraps."""
-        return (np.zeros(size, dtype), *self.inner.init(size, dtype))
 
     def write(self, x: Array, state: State, rng: np.random.Generator) -> tuple[bytes, State]:
         """Write the codec's version of the vector and of what is late."""
@@ -63,15 +43,3 @@ class error_feedback(Codec):
         # What the receiver reads, of the very bytes, and so with its rounding.
         p -= self.inner.read(memoryview(body), x.size, x.dtype)
         return body, (p, *new)
-
-    def read(self, body: memoryview, size: int, dtype: np.dtype[Any]) -> Array:
-        """Return what the codec reads."""
-        return self.inner.read(body, size, dtype)
-
-    def read_sparse(self, body: memoryview, size: int, dtype: np.dtype[Any]) -> Values:
-        """Return what the codec reads, values and indices."""
-        return self.inner.read_sparse(body, size, dtype)
-
-    def longest(self, size: int, dtype: np.dtype[Any]) -> int:
-        """As long as what the codec writes."""
-        return self.inner.longest(size, dtype)

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import DTypeLike
 
-from sparkdist.blocks import Array
+from sparkdist.blocks import Array, all_finite
 from sparkdist.codecs import _check
-from sparkdist.codecs._base import Codec, State, all_finite
+from sparkdist.codecs._base import Codec, State
 from sparkdist.codecs._body import Body
 from sparkdist.errors import InvalidCall
 

@@ -25,6 +25,7 @@ class Objective(ABC):
     its own instead, whose flat vector w is.  Everything that is returned is a sum over the
     block's rows, each row times its weight; nothing is divided and nothing is penalised here.
     Inputs are never written to.  Two objectives of one class with equal parameters are equal.
+    A member refuses its parameters when it is made, with an InvalidCall.
 
     Where X is of float32, the built-in losses multiply with it in float32, w being rounded to
     float32 for that; losses, their derivatives and all results are of float64 nevertheless.
@@ -104,6 +105,29 @@ class Objective(ABC):
     def probability(self, scores: Array) -> Array:
         """Map scores to probabilities: (n,) of the positive class, or (n, n_classes)."""
         raise NotImplementedError(f"{type(self).__name__} has no probability")
+
+    def pool(self, scores: Array, shares: Array) -> Array:
+        """Return the scores whose prediction is the mean of several models' predictions.
+
+        That is of probabilities where there are any, else of what ``predict`` gives; of scores
+        where the prediction is a class without a probability.  Here scores are averaged.
+
+        Parameters
+        ----------
+        scores
+            Of the models, one after the other along the first axis: (models, n), or
+            (models, n, n_classes).
+        shares
+            Weights of the models, (models,); they sum up to 1.
+
+        Source: Stone, The Opinion Pool, Annals of Mathematical Statistics 32 (1961).
+        """
+        return np.tensordot(shares, scores, axes=1)
+
+    @property
+    def of_scores(self) -> Objective:
+        """The loss as a function of the scores, a linear model of which it is the loss."""
+        return self
 
     def bad_labels(self, labels: Array) -> Array:
         """Those of the distinct ``labels`` of a data set that are outside the loss's domain."""

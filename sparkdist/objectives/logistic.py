@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.special import expit
+from scipy.special import expit, log_expit, logsumexp
 
 from sparkdist.blocks import Array
 from sparkdist.objectives._binary import BinaryLoss
@@ -47,3 +47,8 @@ class Logistic(BinaryLoss):
     def probability(self, scores: Array) -> Array:
         """P(class 1), shape (n,)."""
         return expit(scores)
+
+    def pool(self, scores: Array, shares: Array) -> Array:
+        """Return log(p / (1 - p)) of the mean probability p, exact at any score."""
+        both = (logsumexp(log_expit(s), axis=0, b=shares[:, None]) for s in (scores, -scores))
+        return np.subtract(*both)

@@ -243,6 +243,15 @@ class MLP(Objective):
         """Return the probabilities of the classes, shape (n, n_classes)."""
         return self._last.probability(scores)
 
+    def pool(self, scores: Array, shares: Array) -> Array:
+        """Return what the loss of the output makes of several networks' scores."""
+        return self._last.pool(scores, shares)
+
+    @property
+    def of_scores(self) -> Objective:
+        """The loss of the output."""
+        return self._last
+
     def bad_labels(self, labels: Array) -> Array:
         """Labels that are not the number of a class, or not finite."""
         return self._last.bad_labels(labels)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.special import logsumexp
 
 from sparkdist.blocks import Array
 from sparkdist.objectives._base import MarginLoss
@@ -48,6 +49,10 @@ class Poisson(MarginLoss):
         """Return the expected count, exp(score): inf where that is above 1e308."""
         with np.errstate(over="ignore"):
             return np.exp(scores)
+
+    def pool(self, scores: Array, shares: Array) -> Array:
+        """Return the logarithm of the mean expected count."""
+        return logsumexp(scores, axis=0, b=shares[:, None])
 
     def bad_labels(self, labels: Array) -> Array:
         """Labels that are negative or not finite."""

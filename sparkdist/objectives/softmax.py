@@ -7,7 +7,7 @@ from numbers import Integral
 
 import numpy as np
 from scipy.sparse import issparse
-from scipy.special import softmax
+from scipy.special import log_softmax, logsumexp, softmax
 
 from sparkdist.blocks import Array, Block, Matrix, Partial
 from sparkdist.errors import InvalidCall
@@ -82,6 +82,10 @@ class Softmax(Objective):
     def probability(self, scores: Array) -> Array:
         """Return the probabilities of the classes, shape (n, K)."""
         return softmax(scores, axis=1)
+
+    def pool(self, scores: Array, shares: Array) -> Array:
+        """Return the logarithms of the mean probabilities."""
+        return logsumexp(log_softmax(scores, axis=2), axis=0, b=shares[:, None, None])
 
     def bad_labels(self, labels: Array) -> Array:
         """Labels that are not the number of a class."""

@@ -23,6 +23,8 @@ class Penalty(ABC):
     It acts on each coordinate alone, so that the caller leaves the intercept and other
     coordinates unpenalised by passing ``w * mask``, with 0 in the mask where w is free; after
     ``prox``, which sends those to 0, it puts them back: ``where(mask, prox(w, step), w)``.
+
+    A member refuses strengths that are negative or not finite with one InvalidCall.
     """
 
     @property
@@ -46,8 +48,9 @@ class Penalty(ABC):
     def prox(self, w: Array, step: float) -> Array:
         """Proximal operator: argmin over u of ``step * value(u) + ||u - w||^2 / 2``.
 
-        The soft threshold at step l1, then a division by 1 + step l2: Parikh and Boyd,
-        Proximal Algorithms (2014), section 6.5.
+        The soft threshold at step l1, then a division by 1 + step l2.
+
+        Source: Parikh and Boyd, Proximal Algorithms (2014), section 6.5.
         """
         # w - clip(w, -t, t) is sign(w) max(|w| - t, 0).
         threshold = step * self.l1

@@ -28,7 +28,12 @@ def restrict(pairs: Pairs, free: Array) -> Pairs:
 
 
 def inverse_hessian_times(g: Array, pairs: Pairs) -> Array:
-    """Two-loop recursion: Nocedal and Wright, Numerical Optimization, 2nd ed., Algorithm 7.4."""
+    """H g by the two-loop recursion; g and the vectors of the pairs have shape (d,).
+
+    Source: Nocedal and Wright, Numerical Optimization, 2nd ed., Algorithm 7.4; Liu and Nocedal,
+    On the Limited Memory BFGS Method for Large Scale Optimization, Mathematical Programming 45
+    (1989).
+    """
     q, alphas = g.copy(), []
     for s, y in reversed(pairs):
         alphas.append((s @ q) / (s @ y))

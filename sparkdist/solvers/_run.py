@@ -213,7 +213,8 @@ class Run:
 def pseudo_gradient(w: Array, g: Array, l1: Array) -> Array:
     """Gradient of f + sum(l1 * |w|), where it has several the shortest; all of shape (d,).
 
-    Andrew and Gao, Scalable training of L1-regularized log-linear models, ICML 2007, (4).
+    Source: Andrew and Gao, Scalable Training of L1-Regularized Log-Linear Models, ICML 2007,
+    equation (4).
     """
     at_zero = np.sign(g) * np.maximum(np.abs(g) - l1, 0.0)
     return np.where(w == 0, at_zero, g + l1 * np.sign(w))

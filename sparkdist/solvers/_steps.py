@@ -27,7 +27,7 @@ def constant(run: Run, step: float) -> None:
 def backtracking(run: Run, step: float | None) -> None:
     """Armijo's rule on the proximal arc; a step that is taken at once is doubled for the next.
 
-    Bertsekas, Nonlinear Programming, 2nd ed., sections 1.2 and 2.3.
+    Source: Bertsekas, Nonlinear Programming, 2nd ed. (1999), sections 1.2 and 2.3.
     """
     t = step or _first_step(run.point)
     while run.goes_on:
@@ -40,8 +40,8 @@ def backtracking(run: Run, step: float | None) -> None:
 def barzilai_borwein(run: Run, step: float | None) -> None:
     """Two-point steps, the long and the short one in turn, with a non-monotone safeguard.
 
-    Barzilai and Borwein, IMA J. Numer. Anal. 8 (1988), equations (5) and (6); safeguard of
-    Grippo, Lampariello and Lucidi as in Raydan, SIAM J. Optim. 7 (1997).  With l1 this is
+    Source: Barzilai and Borwein, IMA J. Numer. Anal. 8 (1988), equations (5) and (6); safeguard
+    of Grippo, Lampariello and Lucidi as in Raydan, SIAM J. Optim. 7 (1997).  With l1 this is
     SpaRSA: Wright, Nowak and Figueiredo, IEEE Trans. Signal Process. 57 (2009).
     """
     t = step or _first_step(run.point)
@@ -58,13 +58,13 @@ def barzilai_borwein(run: Run, step: float | None) -> None:
 def nesterov(run: Run, step: float | None) -> None:
     """FISTA, restarted where the momentum points uphill; constant step if one is given.
 
-    Beck and Teboulle, SIAM J. Imaging Sci. 2 (2009), equations (4.1) to (4.3); restart by the
-    gradient scheme of O'Donoghue and Candes, Found. Comput. Math. 15 (2015).
-
     f and g are evaluated at the extrapolated points y alone, one pass an iteration, so y is
     the iterate that is shown and returned.  Without a given step, the majorisation that t
     must satisfy is checked from one y to the next: with no momentum, as at the start and after
     a restart, that is the paper's own test.  There t is also doubled, which it may survive.
+
+    Source: Beck and Teboulle, SIAM J. Imaging Sci. 2 (2009), equations (4.1) to (4.3); restart
+    by the gradient scheme of O'Donoghue and Candes, Found. Comput. Math. 15 (2015).
     """
     searches, grows, refused = step is None, step is None, 0
     y, w, theta, t = run.point, run.point.w, 1.0, step or _first_step(run.point)

@@ -66,6 +66,14 @@ def gd(
     -------
     OptimizeResult
         x, fun (with the l1 norm), jac, nit, nfev, status, success, message.
+
+    Raises
+    ------
+    InvalidCall
+        With all problems of the call; also if ``fun`` gives a gradient that has not w's shape.
+
+    Source: Parikh and Boyd, Proximal Algorithms (2014), section 4.2; of the step rules, see
+    ``_steps.py``: Barzilai and Borwein (1988), Beck and Teboulle (2009), Bertsekas (1999).
     """
     problems = _problems(step_rule, step)
     # Of these, only Barzilai-Borwein steps follow the curvature: see Run.

@@ -29,9 +29,12 @@ def lbfgs(
 ) -> OptimizeResult:
     """Minimise f(w), within bounds if there are any: the default, and rarely the wrong choice.
 
-    Byrd, Lu, Nocedal and Zhu, SIAM J. Sci. Comput. 16 (1995), in SciPy's implementation.  Value
-    and gradient come from one call of ``fun``, and the run ends by the rules of all solvers
-    here: SciPy's own defaults stop 1e-7 too early.
+    ::
+
+        minimise f(w) for low <= w <= high, until max |clip(g, w - high, w - low)| <= tol
+
+    The steps are SciPy's.  Value and gradient come from one call of ``fun``, and the run ends by
+    the rules of all solvers here: SciPy's own defaults stop 1e-7 too early.
 
     Parameters
     ----------
@@ -55,6 +58,16 @@ def lbfgs(
     -------
     OptimizeResult
         x, fun, jac, nit, nfev, status, success, message.
+
+    Raises
+    ------
+    InvalidCall
+        With all problems of the call; also if ``fun`` gives a gradient that has not w's shape.
+
+    Source: Byrd, Lu, Nocedal and Zhu, A Limited Memory Algorithm for Bound Constrained
+    Optimization, SIAM Journal on Scientific Computing 16 (1995); without bounds, Liu and Nocedal,
+    On the Limited Memory BFGS Method for Large Scale Optimization, Mathematical Programming 45
+    (1989).
     """
     problems = [] if memory >= 1 else [f"memory is {memory!r}; it must be 1 or more"]
     low, high = _box(bounds, np.shape(w0), problems)

@@ -37,10 +37,13 @@ def newton_cg(
 ) -> OptimizeResult:
     """Minimise f(w) by truncated Newton steps: for ill-conditioned problems.
 
-    TRON of Lin, Weng and Keerthi, JMLR 9 (2008), Algorithms 1 and 2, with the constants of
-    LIBLINEAR.  A step that is refused is shortened along itself (Nocedal and Yuan, 1998), which
-    costs one call of ``fun`` and no product; so ``hessp`` is only asked for at the w at which
-    ``fun`` was called last.
+    ::
+
+        s  <- argmin g's + s'H s / 2  for |s| <= radius,  until |H s + g| <= max(|g| / 10, tol / 2)
+        w  <- w + s  where f falls by 1e-4 of what the parabola promises, or more
+
+    A step that is refused is shortened along itself, which costs one call of ``fun`` and no
+    product; so ``hessp`` is only asked for at the w at which ``fun`` was called last.
 
     Parameters
     ----------
@@ -62,6 +65,15 @@ def newton_cg(
     -------
     OptimizeResult
         x, fun, jac, nit, nfev, nhev (the calls of ``hessp``), status, success, message.
+
+    Raises
+    ------
+    InvalidCall
+        With all problems of the call; also if ``fun`` gives a gradient that has not w's shape.
+
+    Source: Lin, Weng and Keerthi, Trust Region Newton Method for Large-Scale Logistic Regression,
+    JMLR 9 (2008), Algorithms 1 and 2 (TRON), with the constants of LIBLINEAR; the shortened step,
+    Nocedal and Yuan, Combining Trust Region and Line Search Techniques (1998).
     """
     run = Run("newton_cg", fun, w0, tol=tol, max_iter=max_iter, callback=callback, problems=[])
     nhev = 0
@@ -84,10 +96,13 @@ def newton_cg(
 def conjugate_gradients(
     hessian_times: Callable[[Array], Array], g: Array, radius: float, accuracy: float
 ) -> tuple[Array, Array]:
-    """Return s with H s = -g, nearly, within |s| <= radius, and H s.
+    """Return s with H s = -g, nearly, within |s| <= radius, and H s; all of shape (d,).
 
-    Steihaug, SIAM J. Numer. Anal. 20 (1983): the path of CG ends at the boundary, and goes
-    straight to it along a direction without positive curvature.
+    The path of CG ends at the boundary, and goes straight to it along a direction without
+    positive curvature.
+
+    Source: Steihaug, The Conjugate Gradient Method and Trust Regions in Large Scale Optimization,
+    SIAM Journal on Numerical Analysis 20 (1983).
     """
     s, Hs, r, p = np.zeros_like(g), np.zeros_like(g), -g, -g
     for _ in range(g.size):

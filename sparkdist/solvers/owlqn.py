@@ -29,14 +29,19 @@ def owlqn(
 ) -> OptimizeResult:
     """Minimise f(w) + sum(l1 * |w|); coordinates that are zero are exactly zero.
 
-    Andrew and Gao, Scalable training of L1-regularized log-linear models, ICML 2007, with two
-    changes that save passes.  (a) The curvature pairs are restricted to the coordinates that
-    may move, as in the two-metric projection of Schmidt, Kim and Sra (Projected Newton-type
-    methods in machine learning, 2011): the inverse of a part of the Hessian is not a part of
-    its inverse.  (b) The paper zeroes every d_j that points uphill, against -pg_j.  Here that
-    is done only if staying in the orthant costs the step half of its decrease.  (At w_j = 0,
-    where F has its kink, the projection on the orthant does it anyway.)  On a9a with l1 = 1e-3
-    this takes 96 passes to a gradient of 1e-8, the paper's form 416.
+    With pg the pseudo-gradient, which is the shortest subgradient, and H of the last pairs::
+
+        d = -H pg;  w+ = pi(w + t d),  pi(v)_j = v_j in the orthant of w, else 0
+
+    w_j = 0 counts to the orthant that -pg_j points into.
+
+    Two changes to the paper's method save passes.  (a) The curvature pairs are restricted to the
+    coordinates that may move, as in the two-metric projection of Schmidt, Kim and Sra: the
+    inverse of a part of the Hessian is not a part of its inverse.  (b) The paper zeroes every d_j
+    that points uphill, against -pg_j.  Here that is done only if staying in the orthant costs the
+    step half of its decrease.  (At w_j = 0, where F has its kink, the projection on the orthant
+    does it anyway.)  On a9a with l1 = 1e-3 this takes 96 passes to a gradient of 1e-8, the
+    paper's form 416.
 
     Parameters
     ----------
@@ -61,6 +66,15 @@ def owlqn(
     -------
     OptimizeResult
         x, fun (with the l1 norm), jac (the pseudo-gradient), nit, nfev, status, success, message.
+
+    Raises
+    ------
+    InvalidCall
+        With all problems of the call; also if ``fun`` gives a gradient that has not w's shape.
+
+    Source: Andrew and Gao, Scalable Training of L1-Regularized Log-Linear Models, ICML 2007,
+    equations (4) and (6); (a), Schmidt, Kim and Sra, Projected Newton-type Methods in Machine
+    Learning (2011).
     """
     problems = [] if memory >= 1 else [f"memory is {memory!r}; it must be 1 or more"]
     weights = l1_weights(l1, w0, problems)

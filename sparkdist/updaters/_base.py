@@ -29,6 +29,9 @@ class Updater(ABC):
 
     ``t`` is an argument, not a part of the state: the server counts its updates anyway.  It is
     the number of updates since ``init``, so that who starts a new state starts at 0 again.
+
+    A member refuses its arguments when it is made, all that are wrong in one InvalidCall; an
+    update raises InvalidCall where a schedule gives no rate.
     """
 
     #: False if what is pushed is no gradient, but what the workers added to the parameters.

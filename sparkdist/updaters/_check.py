@@ -1,8 +1,4 @@
-"""What the arguments of updaters and schedules must be.
-
-Each rule is a function that returns the argument as a plain number, or raises a ValueError with
-the end of a sentence that begins with the argument's name.
-"""
+"""What the arguments of updaters and schedules must be: rules of :mod:`sparkdist.fields`."""
 
 from __future__ import annotations
 
@@ -11,7 +7,7 @@ from math import inf, nan
 from numbers import Integral, Real
 from typing import Any
 
-from sparkdist.errors import InvalidCall
+from sparkdist.fields import settle
 
 __all__ = [
     "below_1",
@@ -23,26 +19,8 @@ __all__ = [
     "plain",
     "positive",
     "rate_or_schedule",
-    "read_fields",
     "settle",
 ]
-
-
-def read_fields(member: Any, **rules: Callable[[Any], Any]) -> list[str]:
-    """Put plain numbers into the fields of a frozen dataclass; say what is wrong with them."""
-    problems = []
-    for name, rule in rules.items():
-        try:
-            object.__setattr__(member, name, rule(getattr(member, name)))
-        except ValueError as error:
-            problems.append(f"{name} {error}")
-    return problems
-
-
-def settle(member: Any, **rules: Callable[[Any], Any]) -> None:
-    """Do the same, and refuse what is wrong, all problems of the call at once."""
-    if problems := read_fields(member, **rules):
-        raise InvalidCall(type(member).__name__, problems)
 
 
 def plain(value: object) -> float:

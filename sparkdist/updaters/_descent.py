@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 
 from sparkdist.blocks import Array
 from sparkdist.errors import InvalidCall
+from sparkdist.fields import read_fields
 from sparkdist.updaters._base import State, Updater
-from sparkdist.updaters._check import not_negative, positive, read_fields
+from sparkdist.updaters._check import not_negative, positive
 from sparkdist.updaters._damping import Damping, scale_at
 
 __all__ = ["Descent"]
@@ -51,6 +52,11 @@ class Descent:
         Largest Euclidean norm of a gradient; None lets all pass.
     damping
         The delay of a gradient, in versions, to a factor of the rate: ``delay_adaptive(8)``.
+
+    Raises
+    ------
+    InvalidCall
+        With all problems of the call.
 
     Source: Duchi and Singer, Efficient Online and Batch Learning Using Forward Backward
     Splitting, Journal of Machine Learning Research 10 (2009), equations (2) and (3), in the

@@ -1,4 +1,4 @@
-"""Run: one solver on one problem, with its history."""
+"""Solving: one solver on one problem, with its history."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from sparkdist.problem import Engine, MeanLoss, Problem
 from sparkdist.result import History, Result
 from sparkdist.solvers import pseudo_gradient
 
-__all__ = ["Run"]
+__all__ = ["Solving"]
 
 
-class Run:
+class Solving:
     """Solves a problem with the sums of an engine, and books what happens.
 
     Parameters

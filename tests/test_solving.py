@@ -1,4 +1,4 @@
-"""Run: every solver on one problem, and the books that it keeps."""
+"""Solving: every solver on one problem, and the books that it keeps."""
 
 import time
 
@@ -12,7 +12,7 @@ from sparkdist.blocks import Block
 from sparkdist.objectives import Logistic, Softmax
 from sparkdist.penalties import L1, L2
 from sparkdist.problem import pose
-from sparkdist.run import Run
+from sparkdist.solving import Solving
 from tests.conftest import random_block
 from tests.in_memory import InMemory
 
@@ -44,8 +44,11 @@ class Solved:
     def __init__(self, method, problem, *, blocks=BLOCKS, stop_after=None, **options):
         self.engine, self.shown, self.seen = InMemory(*blocks), [], []
         self.stop_after, began = stop_after, time.perf_counter()
-        run = Run(self.engine, problem, began, lambda *a: self.shown.append(a), self.callback)
-        self.result = run.solve(method, options)
+        solving = Solving(self.engine, problem, began, self.show, self.callback)
+        self.result = solving.solve(method, options)
+
+    def show(self, *seen):
+        self.shown.append(seen)
 
     def callback(self, state):
         self.seen.append(state)
