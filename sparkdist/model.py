@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -18,16 +18,16 @@ from safetensors.numpy import load, save
 from scipy.sparse import csr_array, issparse
 
 from sparkdist import objectives, registry
-from sparkdist.blocks import Array
+from sparkdist.blocks import Array, Matrix
 from sparkdist.errors import InvalidCall, ModelFileError
 from sparkdist.layout import Layout
 from sparkdist.layout import Model as Parameters
 from sparkdist.objectives import Objective, UserLoss
 
-__all__ = ["Model"]
+__all__ = ["Model", "ensemble_of", "labels_of", "pooled_scores", "stack"]
 
 M = TypeVar("M", bound="Model")
-_FORMAT = 1
+_FORMAT, _OF_ENSEMBLES = 1, 2
 _ONE_ARRAY = "parameters"  # safetensors has no nameless tensors
 #: What reading a damaged file can raise.
 _DAMAGE = (OSError, SafetensorError, KeyError, TypeError, ValueError, RecursionError)
@@ -50,6 +50,9 @@ class Model:
     features: str | list[str] = "features"
     #: Numbers worth keeping with it.
     metrics: dict[str, Any] = field(default_factory=dict)
+    #: Of an ensemble, the weight of each of its models, in all 1; the first axis of each array of
+    #: ``parameters`` then counts the models, and what is predicted is the mean of what they do.
+    shares: tuple[float, ...] = ()
 
     def scores(self, X: ArrayLike) -> Array:
         """Scores of the rows of X (n, d), dense or sparse: (n,), or (n, n_classes).
@@ -66,12 +69,17 @@ class Model:
         if X.ndim != 2 or X.shape[1] != self.n_features:
             problem = f"X must have shape (n, {self.n_features}); it has {X.shape}"
             raise InvalidCall("predict", [problem])
-        return self.objective.scores(self.flat(), X)
+        return pooled_scores(self.objective, self.flat(), X, self.shares)
 
     def flat(self) -> Array:
-        """Copy the parameters into one vector, in the order of the objective."""
-        layout = self.objective.own_layout or Layout.of(self.parameters)
-        return layout.flatten(self.parameters)
+        """Copy the parameters into one vector, in the order of the objective.
+
+        Those of an ensemble into one row a model.
+        """
+        members = _members(self.parameters, len(self.shares))
+        layout = self.objective.own_layout or Layout.of(members[0])
+        rows = [layout.flatten(member) for member in members]
+        return np.array(rows) if self.shares else rows[0]
 
     def require_known_loss(self) -> None:
         """Raise InvalidCall where the loss is the user's own function."""
@@ -135,7 +143,7 @@ class Model:
 
     def _description(self, tensors: bytes) -> dict[str, Any]:
         return {
-            "format": _FORMAT,
+            "format": _OF_ENSEMBLES if self.shares else _FORMAT,
             "objective": {
                 "name": type(self.objective).__module__.rpartition(".")[2],
                 "arguments": vars(self.objective),
@@ -147,6 +155,7 @@ class Model:
             "n_features": self.n_features,
             "features": self.features,
             "labels": list(self.labels),
+            **({"shares": list(self.shares)} if self.shares else {}),
             "metrics": self.metrics,
             "versions": {
                 "python": platform.python_version(),
@@ -173,8 +182,11 @@ class Model:
 
     @classmethod
     def _from(cls: type[M], description: Mapping[str, Any], tensors: bytes) -> M:
-        if description["format"] != _FORMAT:
-            raise ValueError(f"format {description['format']}; this version reads {_FORMAT}")
+        if description["format"] not in (_FORMAT, _OF_ENSEMBLES):
+            both = f"{_FORMAT} and {_OF_ENSEMBLES}"
+            raise ValueError(f"format {description['format']}; this version reads {both}")
+        of_many = description["format"] == _OF_ENSEMBLES
+        shares = _as_shares(description["shares"]) if of_many else ()
         if description["sha256"] != hashlib.sha256(tensors).hexdigest():
             raise ValueError("model.safetensors is not the file that model.json was written with")
         arrays = load(tensors)
@@ -188,30 +200,91 @@ class Model:
         low, high = description["labels"]
         return cls(
             objective,
-            _in_order(arrays, objective, description["n_features"]),
+            _in_order(arrays, objective, description["n_features"], len(shares)),
             description["n_features"],
             (float(low), float(high)),
             description["features"],
             description["metrics"],
+            shares,
         )
+
+
+def pooled_scores(objective: Objective, w: Array, X: Matrix, shares: Sequence[float]) -> Array:
+    """Scores of the rows of X: of a model w, or of an ensemble with a model in each row of w."""
+    if not shares:
+        return objective.scores(w, X)
+    scores = np.array([objective.scores(member, X) for member in w])
+    return objective.pool(scores, np.array(shares))
+
+
+def labels_of(loss: Objective, found: Any) -> tuple[float, float]:
+    """Labels of the two classes of a binary model, as the data's, an array or None, write them."""
+    return (-1.0, 1.0) if loss.classifies and found is not None and -1.0 in found else (0.0, 1.0)
+
+
+def ensemble_of(
+    states: Mapping[int, Array], layout: Layout, w: Array
+) -> tuple[Parameters, tuple[float, ...]]:
+    """Parameters and shares of workers' models; of none those of w alone, without shares.
+
+    A worker's state begins with the weight of its rows and its parameters (:mod:`workers`).
+    """
+    kept = [state for _, state in sorted(states.items()) if state[0] > 0]
+    if not kept:
+        return layout.unflatten(w), ()
+    weights = np.array([state[0] for state in kept])
+    members = [layout.unflatten(state[1 : 1 + layout.size]) for state in kept]
+    return stack(members), tuple((weights / weights.sum()).tolist())
+
+
+def stack(members: Sequence[Parameters]) -> Parameters:
+    """Put the parameters of several models into one, along a new first axis."""
+    if isinstance(members[0], dict):
+        return {name: np.array([m[name] for m in members]) for name in members[0]}  # type: ignore[call-overload]
+    return np.array(members)
+
+
+def _members(parameters: Parameters, n: int) -> list[Parameters]:
+    """The models of an ensemble of n; with n = 0 the one model that is none."""
+    if not n:
+        return [parameters]
+    if any(array.shape[:1] != (n,) for array in _named(parameters).values()):
+        shapes = {name: array.shape for name, array in _named(parameters).items()}
+        raise InvalidCall("Model", [f"there are {n} shares, and the parameters are {shapes}"])
+    if isinstance(parameters, dict):
+        return [{name: array[k] for name, array in parameters.items()} for k in range(n)]
+    return list(parameters[:n])
+
+
+def _as_shares(values: Sequence[Any]) -> tuple[float, ...]:
+    shares = tuple(float(value) for value in values)
+    if not (shares and min(shares) > 0 and abs(sum(shares) - 1.0) < 1e-9):
+        raise ValueError(f"the shares of an ensemble are {shares}")
+    return shares
 
 
 def _named(parameters: Parameters) -> dict[str, Array]:
     return parameters if isinstance(parameters, dict) else {_ONE_ARRAY: parameters}
 
 
-def _in_order(arrays: dict[str, Array], objective: Objective, n_features: int) -> Parameters:
-    """Return the arrays as the objective orders them: safetensors sorts by name."""
+def _in_order(
+    arrays: dict[str, Array], objective: Objective, n_features: int, n_models: int
+) -> Parameters:
+    """Return the arrays as the objective orders them: safetensors sorts by name.
+
+    Those of an ensemble begin with the number of its models.
+    """
+    many = (n_models,) if n_models else ()
     if objective.n_features not in (None, n_features):
         raise ValueError(f"{n_features} features are not the {objective.n_features} of {objective}")
     shapes = {name: array.shape for name, array in arrays.items()}
     shape = objective.shape(n_features)
     if objective.own_layout is not None:
-        wanted = {str(name): size for name, size in objective.own_layout.shapes}
-    elif shapes == {_ONE_ARRAY: shape}:
+        wanted = {str(name): (*many, *size) for name, size in objective.own_layout.shapes}
+    elif shapes == {_ONE_ARRAY: (*many, *shape)}:
         return arrays[_ONE_ARRAY]
     else:
-        wanted = {"weights": shape, "intercept": shape[1:]}
+        wanted = {"weights": (*many, *shape), "intercept": (*many, *shape[1:])}
     if shapes != wanted:
         raise ValueError(f"{objective} needs {wanted}, the tensors are {shapes}")
     return {name: arrays[name] for name in wanted}

@@ -18,11 +18,12 @@ from werkzeug.wrappers import Response
 
 from sparkdist import wire
 from sparkdist.consistency import asp
-from sparkdist.errors import CheckpointError
+from sparkdist.errors import CheckpointError, DecodeError
 from sparkdist.layout import Layout
 from sparkdist.server import page
 from sparkdist.server.app import Settings, create_app
 from sparkdist.server.checkpoint import Checkpointer
+from sparkdist.server.incoming import read_body
 from sparkdist.server.rules import MeanGradient
 from sparkdist.server.store import Store
 from sparkdist.updaters import Descent, sgd
@@ -53,6 +54,13 @@ class Unread(io.BytesIO):
     def read(self, *size):
         self.touched = True
         return super().read(*size)
+
+
+class InPieces(io.BytesIO):
+    """A body of which few bytes come at a time."""
+
+    def read(self, size):
+        return super().read(min(size, 99_991))
 
 
 def serve(*, checkpointer=None, skip=False):
@@ -264,6 +272,17 @@ def test_a_body_must_say_how_long_it_is(server, method, path):
     ):
         response = post_unread(server, path, **headers)
         assert (response.status_code, error_of(response)) == (411, "length")
+
+
+# 262,144 bytes are asked for at once.
+@pytest.mark.parametrize("n", [1, 99_991, 262_144, 262_145, 700_001])
+def test_r20_a_body_comes_whole_however_few_of_its_bytes_come_at_a_time(n):
+    body = np.random.default_rng(0).bytes(n)
+    environ = {"CONTENT_TYPE": CONTENT_TYPE, "wsgi.input": InPieces(body)}
+    assert bytes(read_body(environ | {"CONTENT_LENGTH": str(n)}, n)) == body
+    environ = {"CONTENT_TYPE": CONTENT_TYPE, "wsgi.input": InPieces(body[1:])}
+    with pytest.raises(DecodeError, match=f"{n - 1} of {n} bytes"):
+        read_body(environ | {"CONTENT_LENGTH": str(n)}, n)
 
 
 @every_body

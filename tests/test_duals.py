@@ -14,11 +14,13 @@ from scipy.optimize import minimize
 from scipy.sparse import csr_array, vstack
 from sklearn.svm import LinearSVC
 
+from sparkdist import L2
 from sparkdist.blocks import Block
 from sparkdist.client import Gradient
 from sparkdist.consistency import asp, bsp
 from sparkdist.errors import InvalidCall
 from sparkdist.objectives import Hinge, Logistic
+from sparkdist.simulate import constant, exponential, simulate
 from sparkdist.updaters import momentum, sgd
 from sparkdist.workers import Batches, Whole, cocoa, local_sgd, svrg
 from tests.conftest import random_block
@@ -128,8 +130,11 @@ class Machine:
         assert_array_equal(np.hstack([states[p] for p in sorted(states)]), pasts[-1][1])
         return pasts
 
+    def gaps_of(self, pasts):
+        return [self.primal(w) - self.dual(a) for w, a in pasts]
+
     def gaps(self, *arguments, **options):
-        return [self.primal(w) - self.dual(a) for w, a in self.run(*arguments, **options)]
+        return self.gaps_of(self.run(*arguments, **options))
 
 
 def again_and_again(loop):
@@ -167,15 +172,30 @@ def of_text(n_workers):
 # --- CoCoA+ ---------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("seconds", [constant(1.0), exponential(1.0)], ids=["alike", "unlike"])
+def test_the_simulator_solves_the_same_dual_as_the_store_bit_for_bit(seconds):
+    # Strength of the penalty, weight of all rows and number of workers are told by hand there.
+    machine = of_blocks()
+    w, a = machine.run(cocoa(2), epochs=3)[-1]
+    found = simulate(
+        "hinge", machine.blocks, method="cocoa", rounds=2, penalty=L2(machine.l2),
+        batch_size=10, epochs=3, seed=3, latency=seconds,
+    )  # fmt: skip
+    assert_array_equal(found.x, w)
+    assert found.fun == pytest.approx(machine.primal(w), rel=1e-12)
+    assert_allclose(machine.w_of(a), w, rtol=1e-10)
+
+
 @pytest.mark.parametrize("sparse", [False, True])
 def test_j6_j9_the_gap_closes_at_the_optimum_of_liblinear(sparse):
     machine = of_blocks(sparse)
-    gaps = machine.gaps(cocoa(), 300)
+    pasts = machine.run(cocoa(), 300)
+    gaps = machine.gaps_of(pasts)
     assert min(gaps) >= -1e-12 and gaps[-1] < 1e-6
     C = 1 / (machine.l2 * machine.n)
     judge = LinearSVC(C=C, loss="hinge", fit_intercept=False, tol=1e-10, max_iter=1_000_000)
     judge.fit(machine.X.toarray(), machine.sign, sample_weight=machine.weight)
-    w, a = machine.run(cocoa(), 300)[-1]
+    w, a = pasts[-1]
     assert machine.primal(w) == pytest.approx(machine.primal(judge.coef_[0]), abs=1e-6)
     assert 0 <= a.min() and a.max() <= 1
 
@@ -279,11 +299,12 @@ def test_j8_adding_is_better_than_averaging_and_unsafe_adding_fails():
 @needs_text
 def test_j6_j9_on_text():
     machine = of_text(4)
-    gaps = machine.gaps(cocoa(), 100)
+    pasts = machine.run(cocoa(), 100)
+    gaps = machine.gaps_of(pasts)
     assert min(gaps) >= 0 and gaps[-1] < 1e-4
     for after, table in [(10, 7.1e-2), (20, 9.4e-3), (50, 3.6e-4), (100, 2.4e-5)]:
         assert gaps[after - 1] < 1.25 * table
-    best = machine.primal(machine.run(cocoa(), 100)[-1][0])
+    best = machine.primal(pasts[-1][0])
     assert 0.1966281988 - 1e-10 <= best <= 0.1966281988 + 1e-4
 
 

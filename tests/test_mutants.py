@@ -14,12 +14,13 @@ import pytest
 
 from sparkdist.consistency import asp, bsp
 from sparkdist.server import checkpoint, incoming, rules
+from sparkdist.server.leases import Leases
 from sparkdist.server.ledger import Ledger
 from sparkdist.server.parameters import Parameters
 from sparkdist.server.store import Store
 
 # As modules: a test that is imported by name would be collected here once more.
-from tests import test_app, test_checkpoint, test_store
+from tests import test_app, test_checkpoint, test_leases, test_store
 
 pytestmark = pytest.mark.long
 
@@ -82,6 +83,25 @@ def crash_at(k: int) -> Killer:
 
 
 MUTANTS = [
+    Mutant(
+        "leases that do not end",
+        Leases.over,
+        "self._clock() >= self.end",
+        "False",
+        without_files(
+            test_leases.test_h6_a_dead_worker_is_waited_for_until_its_lease_is_over_and_no_longer
+        ),
+    ),
+    Mutant(
+        "no place for who comes back",
+        Ledger.hear,
+        "if partition in self.away:",
+        "if False:",
+        without_files(
+            test_leases.test_h6_who_comes_back_has_its_place_again_and_every_push_counts_once,
+            "push",
+        ),
+    ),
     Mutant(
         "no duplicate table",
         Ledger.judge,

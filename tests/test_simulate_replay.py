@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import pickle
 import random
 import threading
 import time
@@ -13,10 +12,10 @@ import pytest
 from numpy.testing import assert_array_equal
 from pyspark.sql import SparkSession
 
-from sparkdist import L2, Dataset, ModelServer
+from sparkdist import L2, Dataset, ModelServer, minimize
 from sparkdist.consistency import asp, backup, bsp, ssp
 from sparkdist.errors import InvalidCall
-from sparkdist.server.setup import Setup
+from sparkdist.server.record import write_record
 from sparkdist.simulate import (
     Deaths,
     Event,
@@ -25,13 +24,14 @@ from sparkdist.simulate import (
     durations,
     exponential,
     lognormal,
+    read_record,
     replay,
     simulate,
     trace,
 )
 from sparkdist.simulate.scene import Scene
 from sparkdist.simulate.training import Training
-from sparkdist.spark import serving
+from sparkdist.spark.recording import keep_record
 from sparkdist.updaters import adagrad, momentum
 from tests.conftest import LOCAL, random_block
 from tests.test_workers import RUN, Direct
@@ -288,21 +288,52 @@ def test_durations_of_workers_that_never_fetched_are_no_time():
     assert durations([]) == []
 
 
+# --- files ------------------------------------------------------------------------------------
+
+
+def test_a_record_comes_back_from_its_file(tmp_path):
+    events = [Event(0.1 + 0.2, "join", 0, 0, 0), Event(1.0, "fetch", 0, 0, 0)]
+    write_record(tmp_path / "run", events, {"epochs": 3})
+    assert read_record(tmp_path / "run") == events
+    assert list(tmp_path.iterdir()) == [tmp_path / "run"]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda text: text[:-40],
+        lambda text: text.split("\n", 1)[1],
+        lambda text: text.replace('"format": 1', '"format": 2'),
+        lambda text: text + '[1.0, "push", 0]\n',
+        lambda text: text.replace('"fetch"', "fetch"),
+        lambda text: "",
+        lambda text: "[1]\n",
+    ],
+)
+def test_a_file_that_is_not_all_of_a_record_is_refused(tmp_path, change):
+    path = tmp_path / "run"
+    write_record(path, [Event(0.0, "join", 0, 0, 0), Event(1.0, "fetch", 0, 0, 0)], {})
+    path.write_text(change(path.read_text()))
+    with pytest.raises(InvalidCall, match="is not a record: "):
+        read_record(path)
+    with pytest.raises(InvalidCall, match="is not a record: "):
+        read_record(tmp_path / "elsewhere")
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ({"record": "/no/such/folder/run"}, "record is '/no/such/folder/run'; it must name a file"),
+        ({"record": 7}, "record is 7; it must name a file"),
+        ({"record": "run", "resume": "there"}, "record is for a run from its start"),
+    ],
+)
+def test_a_run_that_cannot_be_recorded_is_refused_before_it_begins(more, message):
+    with pytest.raises(InvalidCall, match=message):
+        ModelServer(np.zeros(2), **more)
+
+
 # --- real Spark -------------------------------------------------------------------------------
-
-
-class RecordedSetup(Setup):
-    """A server process whose store is recorded."""
-
-    def _make_store(self):
-        store = super()._make_store()
-        store.observe = Recorder()
-        return store
-
-    def service(self):
-        served = super().service()
-        store = served.commands["begin"].__self__
-        return served._replace(commands=served.commands | {"record": lambda: store.observe.events})
 
 
 @pytest.fixture(scope="module")
@@ -310,33 +341,73 @@ def spark(start, folder) -> SparkSession:
     return start(LOCAL, folder)
 
 
-def on_spark(spark, data, **options):
-    """Train with two workers on Spark; return the result and the record."""
+def on_spark(spark, data, path=None, **options):
+    """Train with two workers on Spark, and record it."""
     rows = Dataset.from_arrays(spark, *data, n_partitions=2)
     of_server = {name: options.pop(name) for name in ("updater", "consistency", "penalty")}
-    with ModelServer(np.zeros(5), **of_server) as server:
-        result = server.train(rows, "logistic", progress=False, **options)
-        events = server._serving.supervisor.ask("record")
-    return result, [Event(*event) for event in pickle.loads(pickle.dumps(events))]
+    with ModelServer(np.zeros(5), record=path, **of_server) as server:
+        return server.train(rows, "logistic", progress=False, **options)
 
 
 @pytest.mark.spark
-@pytest.mark.parametrize("policy", [asp(), ssp(1)], ids=repr)
-def test_o1_a_run_on_spark_is_replayed_bit_for_bit(spark, monkeypatch, policy):
-    monkeypatch.setattr(serving, "Setup", RecordedSetup)
+@pytest.mark.parametrize("policy", [asp(), ssp(1), ssp(1, lease=30.0)], ids=repr)
+def test_o1_a_run_on_spark_is_replayed_bit_for_bit(spark, tmp_path, policy):
     data, options = the_call(policy, updater=momentum(0.05), epochs=10)
-    found, events = on_spark(spark, data, **options)
-    again = replay(events, "logistic", data, workers=2, **options)
+    found = on_spark(spark, data, tmp_path / "run.jsonl", **options)
+    again = replay(read_record(tmp_path / "run.jsonl"), "logistic", data, workers=2, **options)
     assert again.success and again.nit == found.nit == 400
     assert_array_equal(again.x, found.x)
     assert again.staleness == found.staleness and again.counts == found.counts
 
 
 @pytest.mark.spark
-def test_under_bsp_a_run_on_spark_is_the_simulated_one_bit_for_bit(spark, monkeypatch):
-    monkeypatch.setattr(serving, "Setup", RecordedSetup)
+def test_cocoa_on_spark_is_the_simulated_one_bit_for_bit(spark):
+    data = tuple(random_block(120, 5, 4))
+    options = {"method": "cocoa", "rounds": 2, "penalty": L2(0.1), "batch_size": 7, "epochs": 4}
+    rows = Dataset.from_arrays(spark, *data, n_partitions=2)
+    found = minimize("hinge", rows, progress=False, **options)
+    simulated = simulate("hinge", data, workers=2, latency=exponential(1.0), **options)
+    assert_array_equal(simulated.x, found.x)
+    assert simulated.counts == found.counts and simulated.fun == pytest.approx(found.fun)
+
+
+@pytest.mark.spark
+def test_o1_minimize_records_too_and_the_method_is_named_alike(spark, tmp_path):
+    data, path = tuple(random_block(120, 5, 4)), str(tmp_path / "run.jsonl")
+    options = {"method": "easgd", "alpha": 0.3, "tau": 2, "batch_size": 6, "epochs": 4}
+    rows = Dataset.from_arrays(spark, *data, n_partitions=2)
+    found = minimize("logistic", rows, penalty=L2(0.1), progress=False, record=path, **options)
+    again = replay(read_record(path), "logistic", data, workers=2, penalty=L2(0.1), **options)
+    assert again.success
+    assert_array_equal(again.x, found.x)
+
+
+@pytest.mark.spark
+def test_a_record_holds_one_run_from_its_start(spark, tmp_path, caplog):
+    path = tmp_path / "run.jsonl"
+    rows = Dataset.from_arrays(spark, *random_block(20, 5, 4), n_partitions=2)
+    with ModelServer(np.zeros(5), record=path) as server:
+        server.train(rows, "logistic", progress=False)
+        first = path.read_bytes()
+        with pytest.raises(InvalidCall, match="holds one run; another one needs a server of its"):
+            server.train(rows, "logistic", progress=False)
+    assert path.read_bytes() == first and list(tmp_path.iterdir()) == [path]
+
+    class Restarted:
+        restarts = 1
+
+        def ask(self, name):
+            return [], 0
+
+    keep_record(Restarted(), tmp_path / "other", {})
+    assert "other has not been written: the server was started again 1 times" in caplog.text
+    assert not (tmp_path / "other").exists()
+
+
+@pytest.mark.spark
+def test_under_bsp_a_run_on_spark_is_the_simulated_one_bit_for_bit(spark):
     data, options = the_call(bsp(), updater=momentum(0.05))
-    found, _ = on_spark(spark, data, **options)
+    found = on_spark(spark, data, **options)
     simulated = simulate("logistic", data, workers=2, latency=exponential(1.0), **options)
     assert_array_equal(simulated.x, found.x)
     assert simulated.counts == found.counts and simulated.nit == found.nit

@@ -7,7 +7,6 @@ import random
 import ssl
 import time
 from collections.abc import Callable
-from types import TracebackType
 from typing import Any, TypeVar
 
 from sparkdist import wire
@@ -67,12 +66,7 @@ class Asking:
         """Close the connection."""
         self._connection.close()
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
     def ask(self, what: str, frame: list[Any], understand: Callable[[wire.Message], T | str]) -> T:

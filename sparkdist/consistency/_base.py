@@ -12,7 +12,10 @@ class Consistency(ABC):
     """Rules about workers that run side by side; they hold no state and read no clock but these.
 
     A worker's clock counts the pushes that the server has accepted from it.  Workers are
-    active from the start of a run until they leave; ``slowest`` is the smallest clock of those.
+    active from the start of a run until they leave; ``slowest`` is the smallest clock of those,
+    without the ones whose lease is over.
+
+    A member refuses its arguments when it is made, with an InvalidCall.
     """
 
     #: Pushes are kept until their round is full, and then summed and applied as one.
@@ -23,6 +26,10 @@ class Consistency(ABC):
     waits: ClassVar[bool] = False
     #: A unit is always computed on the same parameters: other bytes under its name are a fault.
     repeats: ClassVar[bool] = False
+
+    #: Seconds without a word after which a worker is not waited for, until its next one; None
+    #: for ever.
+    lease: float | None = None
 
     @abstractmethod
     def may_pull(self, clock: int, slowest: int) -> bool:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from sparkdist.consistency._base import Consistency
-from sparkdist.errors import InvalidCall
+from sparkdist.fields import integer, settle
 
 __all__ = ["asp"]
 
@@ -28,9 +28,7 @@ class asp(Consistency):
     waits: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        if type(self.warm_start) is not int or self.warm_start < 0:
-            problem = f"warm_start must be an integer >= 0; it is {self.warm_start!r}"
-            raise InvalidCall("asp", [problem])
+        settle(self, warm_start=integer(0))
 
     def may_pull(self, clock: int, slowest: int) -> bool:
         """Return True."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from sparkdist.consistency._base import Consistency
-from sparkdist.errors import InvalidCall
+from sparkdist.fields import integer, settle
 
 __all__ = ["backup"]
 
@@ -27,8 +27,7 @@ class backup(Consistency):
     waits: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        if type(self.extra) is not int or self.extra < 0:
-            raise InvalidCall("backup", [f"extra must be an integer >= 0; it is {self.extra!r}"])
+        settle(self, extra=integer(0))
 
     def may_pull(self, clock: int, slowest: int) -> bool:
         """Return True: only a worker whose own push is in the open round waits."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from sparkdist.consistency._base import Consistency
-from sparkdist.errors import InvalidCall
+from sparkdist.fields import integer, settle
 
 __all__ = ["rennala"]
 
@@ -30,8 +30,7 @@ class rennala(Consistency):
     waits: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        if type(self.pushes) is not int or self.pushes < 1:
-            raise InvalidCall("rennala", [f"pushes must be an integer >= 1; it is {self.pushes!r}"])
+        settle(self, pushes=integer(1))
 
     def may_pull(self, clock: int, slowest: int) -> bool:
         """Return True."""

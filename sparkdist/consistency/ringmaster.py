@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from sparkdist.consistency._base import Consistency
-from sparkdist.errors import InvalidCall
+from sparkdist.fields import integer, settle
 
 __all__ = ["ringmaster"]
 
@@ -27,10 +27,7 @@ class ringmaster(Consistency):
     waits: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        if type(self.bound) is not int or self.bound < 1:
-            raise InvalidCall(
-                "ringmaster", [f"bound must be an integer >= 1; it is {self.bound!r}"]
-            )
+        settle(self, bound=integer(1))
 
     def may_pull(self, clock: int, slowest: int) -> bool:
         """Return True."""

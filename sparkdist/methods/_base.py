@@ -13,7 +13,10 @@ __all__ = ["Method"]
 
 
 class Method(NamedTuple):
-    """What a call of ``minimize`` on a model server is made of, unless it says otherwise."""
+    """What a call of ``minimize`` on a model server is made of, unless it says otherwise.
+
+    The formulas stand with the worker loop, the policy and the updater that a method names.
+    """
 
     worker: Worker
     consistency: Consistency

@@ -2,32 +2,28 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
-import xxhash
 from flask import Flask, Response
 
 from sparkdist import wire
-from sparkdist.errors import BadGradient
 from sparkdist.server import page
+from sparkdist.server.admission import admit
 from sparkdist.server.answer import Answer
 from sparkdist.server.incoming import (
     Budget,
     Environ,
-    Refusal,
     count,
     identifier,
     number,
     read_body,
     read_fields,
-    weight,
 )
 from sparkdist.server.metrics import exposition
-from sparkdist.server.rules import Push, all_finite, model_entries
+from sparkdist.server.rules import model_entries
 from sparkdist.server.store import Store
-from sparkdist.server.web import as_json, frame, make_app
+from sparkdist.server.web import Application, View, as_json, frame, make_app
 
 __all__ = ["Settings", "create_app"]
 
@@ -54,7 +50,7 @@ class Settings:
 def create_app(store: Store, settings: Settings) -> Flask:
     """Make the WSGI application of a store."""
     routes = Routes(store, settings)
-    get = {
+    get: dict[str, View] = {
         **page.views(),
         "/healthz": routes.healthz,
         "/readyz": routes.readyz,
@@ -101,17 +97,17 @@ class Routes:
         """Give the books as JSON, and how they came to be."""
         return as_json(200, self._store.status(timeline=True))
 
-    def model(self, environ: Environ) -> Response:
+    def model(self, environ: Environ) -> Application:
         """Give the parameters to anybody with the token, at once."""
         version, w = self._store.parameters()
         return frame(200, [wire.encode({"version": version}, self._entries, [w])])
 
-    def join(self, environ: Environ) -> Response:
+    def join(self, environ: Environ) -> Application:
         """Tell a worker at which clock it goes on."""
         fields = read_fields(read_body(environ, _ROOM))
         return self._answer(self._store.join(*_worker(fields)))
 
-    def pull(self, environ: Environ) -> Response:
+    def pull(self, environ: Environ) -> Application:
         """Give a worker the parameters when the policy lets it have them."""
         fields = read_fields(read_body(environ, _ROOM))
         wait = min(number(fields, "wait", 0.0), LONGEST_WAIT)
@@ -119,63 +115,38 @@ class Routes:
             self._store.pull(identifier(fields, "run"), count(fields, "partition"), wait)
         )
 
-    def leave(self, environ: Environ) -> Response:
+    def leave(self, environ: Environ) -> Application:
         """Stop waiting for a worker."""
         fields = read_fields(read_body(environ, _ROOM))
         return self._answer(
             self._store.leave(identifier(fields, "run"), count(fields, "partition"))
         )
 
-    def push(self, environ: Environ) -> Response:
+    def push(self, environ: Environ) -> Application:
         """Count a gradient once; the answer carries the next parameters if they are wanted."""
         limit = self._settings.body_limit + self._store.state_bytes
-        with ExitStack() as room:
-            room.enter_context(self._budget.hold(environ, limit))
+        room = self._budget.take(environ, limit)
+        try:
             body = read_body(environ, limit)
             message = wire.decode(body)
-            if self._store.consistency.waits:
-                room.close()  # the round keeps it anyway, and the others' are to come
+            if self._store.consistency.waits:  # the round keeps it anyway; the others' are to come
+                self._budget.give_back(room)
+                room = 0
             return self._count(message, len(body))
+        finally:
+            self._budget.give_back(room)
 
-    def _count(self, message: wire.Message, n_bytes: int) -> Response:
-        digest, state = xxhash.xxh3_64_intdigest(message.payload), None
-        if most := self._store.state_bytes:
-            message, state = wire.without_state(message)
-            if state is not None and state.nbytes > most:
-                said = f"the worker's state has {state.nbytes} bytes; it may have {most}"
-                raise Refusal(413, "too_large", said)
+    def _count(self, message: wire.Message, n_bytes: int) -> Application:
+        found = admit(self._store, message, n_bytes)
+        if isinstance(found, Answer):
+            return self._answer(found)
         fields = message.fields
-        run, partition = _worker(fields)
-        clock = count(fields, "clock")
-        try:
-            if state is not None and not all_finite(state):
-                raise BadGradient("the worker's state has NaN or infinite values", "not_finite")
-            gradient = self._store.rule.admit(message)
-        except BadGradient as error:
-            answer = self._store.reject(run, partition, clock, error.reason)
-            if answer is None:
-                said = f"partition {partition}, push {clock}: {error}"
-                raise BadGradient(said, error.reason) from None
-            return self._answer(answer)
-        pushed = Push(
-            partition,
-            clock,
-            count(fields, "base"),
-            identifier(fields, "generation"),
-            gradient,
-            digest,
-            weight(fields),
-            count(fields, "examples", 0),
-            None if fields.get("loss") is None else number(fields, "loss", 0.0),
-            state,
-            bytes(message.payload) if self._store.rule.follows else None,
-            n_bytes,
-        )
         wait = min(number(fields, "wait", 0.0), LONGEST_WAIT)
         want = fields.get("want") is True
-        return self._answer(self._store.push(run, pushed, want=want, timeout=wait))
+        run = identifier(fields, "run")
+        return self._answer(self._store.push(run, found, want=want, timeout=wait))
 
-    def _answer(self, answer: Answer) -> Response:
+    def _answer(self, answer: Answer) -> Application:
         arrays = ("w", "state")
         fields = {name: value for name, value in answer._asdict().items() if name not in arrays}
         status = _STATUS.get(answer.status, 200)

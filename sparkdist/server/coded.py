@@ -16,7 +16,14 @@ from sparkdist.server.rules import MeanGradient, Push
 from sparkdist.updaters import Descent
 from sparkdist.wire import CODE, Entry, Message, Sparse
 
-__all__ = ["CodedGradient"]
+__all__ = ["CodedGradient", "rule_of"]
+
+
+def rule_of(descent: Descent, layout: Layout, dtype: str, codec: Codec | None) -> MeanGradient:
+    """Return the rule of gradients as they are, or as a codec sends them."""
+    if codec is None:
+        return MeanGradient(descent, layout, dtype)
+    return CodedGradient(descent, layout, dtype, codec)
 
 
 class CodedGradient(MeanGradient):

@@ -26,9 +26,9 @@ class Coordinator:
     """Hands out the portions of one pass; time is what the caller says it is.
 
     A worker gets, one request after the other: portions of its own partitions, a quarter of what
-    is left of them each time, or ``least``; then single ones of others whose blocks are at its place; then those
-    that are late.  The first result of a portion counts.  So a slow or a lost worker delays a pass
-    by a few portions, and not by its share.
+    is left of them each time, or ``least``; then single ones of others whose blocks are at its
+    place; then those that are late.  The first result of a portion counts.  So a slow or a lost
+    worker delays a pass by a few portions, and not by its share.
 
     Parameters
     ----------

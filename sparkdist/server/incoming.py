@@ -5,9 +5,9 @@ from __future__ import annotations
 import hmac
 import re
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any, TypeAlias
+
+import numpy as np
 
 from sparkdist import wire
 from sparkdist.errors import DecodeError
@@ -54,9 +54,8 @@ class Budget:
     def __init__(self, limit: int):
         self._left, self._lock = limit, threading.Lock()
 
-    @contextmanager
-    def hold(self, environ: Environ, limit: int) -> Iterator[None]:
-        """Hold the room of a request's body, of which at most ``limit`` bytes will be read."""
+    def take(self, environ: Environ, limit: int) -> int:
+        """Take the room of a request's body, of which at most ``limit`` bytes will be read."""
         n_bytes = min(_length(environ) or 0, limit)
         with self._lock:
             if n_bytes > self._left:
@@ -64,11 +63,12 @@ class Budget:
                     503, "busy", "there are enough bodies in memory; come back in a second"
                 )
             self._left -= n_bytes
-        try:
-            yield
-        finally:
-            with self._lock:
-                self._left += n_bytes
+        return n_bytes
+
+    def give_back(self, n_bytes: int) -> None:
+        """Give room back."""
+        with self._lock:
+            self._left += n_bytes
 
 
 def refuse_web_pages(environ: Environ, hosts: frozenset[str]) -> None:
@@ -89,7 +89,7 @@ def refuse_wrong_token(environ: Environ, *right: bytes) -> None:
         raise Refusal(401, "token", "this run's token is missing or wrong")
 
 
-def read_body(environ: Environ, limit: int) -> bytes:
+def read_body(environ: Environ, limit: int) -> bytes | memoryview[Any]:
     """Read the body, if it says how long it is, is not too long, and is as long as it says."""
     if environ.get("CONTENT_TYPE", "").partition(";")[0].strip().lower() != wire.CONTENT_TYPE:
         raise Refusal(415, "type", f"the body must be {wire.CONTENT_TYPE}")
@@ -100,13 +100,19 @@ def read_body(environ: Environ, limit: int) -> bytes:
         raise Refusal(411, "length", "the body must come with its Content-Length")
     if length > limit:
         raise Refusal(413, "too_large", f"the body is longer than {limit} bytes")
-    pieces, came, read = list[bytes](), 0, environ["wsgi.input"].read
-    while came < length and (piece := read(min(_PIECE, length - came))):
-        pieces.append(piece)
+    read, came = environ["wsgi.input"].read, 0
+    piece: bytes = read(min(_PIECE, length))
+    if len(piece) == length:
+        return piece
+    # Memory is taken as it is written to.  Joined in the end the pieces would be in memory twice.
+    body = np.empty(length, np.uint8).data
+    while piece:
+        body[came : came + len(piece)] = piece
         came += len(piece)
+        piece = read(min(_PIECE, length - came)) if came < length else b""
     if came != length:
         raise DecodeError(f"{came} of {length} bytes came")
-    return b"".join(pieces)
+    return body
 
 
 def _length(environ: Environ) -> int | None:
@@ -118,7 +124,7 @@ def _length(environ: Environ) -> int | None:
     return int(said[:20]) if said.isascii() and said.isdigit() else 0
 
 
-def read_fields(body: bytes) -> dict[str, Any]:
+def read_fields(body: bytes | memoryview[Any]) -> dict[str, Any]:
     """Read the fields of a body that has no arrays."""
     message = wire.decode(body)
     if message.entries:

@@ -7,7 +7,6 @@ and from one that comes too early.  Its size is one entry a partition, however l
 
 from __future__ import annotations
 
-import time
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -76,6 +75,14 @@ class Ledger:
     bytes_out: int = 0
     #: How these have grown.
     timeline: Timeline = field(default_factory=Timeline, compare=False)
+    #: Workers whose lease is over: nobody waits for them until they are heard of.
+    away: set[int] = field(default_factory=set, compare=False)
+    #: How many of the workers that are waited for are at each clock.
+    _at: Counter[int] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        waited_for = (p for p in range(self.n_workers) if self._is_waited_for(p))
+        self._at = Counter(self.next.get(partition, 0) for partition in waited_for)
 
     def refuse_stale(self, run: str) -> None:
         """Raise StaleRun for another run."""
@@ -100,9 +107,22 @@ class Ledger:
             return Verdict.OTHER_BYTES
         return Verdict.DUPLICATE
 
+    def known(self, partition: int, clock: int, digest: int, repeats: bool) -> str | None:
+        """Book a push that is not the next one of its partition, and say what it is.
+
+        Where a unit ``repeats``, other bytes under its name are a conflict.
+        """
+        verdict = self.judge(partition, clock, digest)
+        if verdict is Verdict.NEW:
+            return None
+        self.counts[verdict.value] += 1
+        if verdict is Verdict.OTHER_BYTES:
+            return "conflict" if repeats else "duplicate"
+        return verdict.value
+
     def accept(self, partition: int, digest: int, version: int) -> None:
         """Book the push that was expected of a partition."""
-        self.next[partition] = self.next.get(partition, 0) + 1
+        self._go_to(partition, self.next.get(partition, 0) + 1)
         self.last[partition] = Last(digest, version)
 
     def count(self, staleness: int, examples: int, loss: float | None, weight: float) -> None:
@@ -117,7 +137,7 @@ class Ledger:
 
     def take_back(self, partition: int) -> None:
         """Expect the last push of a partition again."""
-        self.next[partition] -= 1
+        self._go_to(partition, self.next[partition] - 1)
         self.last.pop(partition, None)
 
     def expect_again(self, partitions: Iterable[int], reason: str, *, kept: bool) -> None:
@@ -134,9 +154,40 @@ class Ledger:
         is_last = last is not None and clock == self.next.get(partition, 0) - 1
         return last.version if is_last and last is not None else None
 
-    def status(self, seen: Mapping[int, float], timeline: bool = False) -> dict[str, Any]:
-        """The books for a reader; ``seen`` is when each worker was heard of (time.monotonic)."""
-        now = time.monotonic()
+    def leave(self, partition: int) -> None:
+        """Wait for a worker no longer."""
+        self._count_at(partition, -1)
+        self.gone.add(partition)
+
+    def miss(self, partitions: Iterable[int]) -> None:
+        """Wait for workers no longer, until they are heard of: their leases are over."""
+        for partition in partitions:
+            self._count_at(partition, -1)
+            self.away.add(partition)
+
+    def hear(self, partition: int) -> None:
+        """Wait for a worker again, at the clock that is expected of it."""
+        if partition in self.away:
+            self.away.remove(partition)
+            self._count_at(partition, +1)
+
+    def _is_waited_for(self, partition: int) -> bool:
+        return partition not in self.gone and partition not in self.away
+
+    def _go_to(self, partition: int, clock: int) -> None:
+        self._count_at(partition, -1)
+        self.next[partition] = clock
+        self._count_at(partition, +1)
+
+    def _count_at(self, partition: int, n: int) -> None:
+        if self._is_waited_for(partition):
+            clock = self.next.get(partition, 0)
+            self._at[clock] += n
+            if self._at[clock] <= 0:
+                del self._at[clock]
+
+    def status(self, silent: Mapping[int, float], timeline: bool = False) -> dict[str, Any]:
+        """The books for a reader; ``silent`` are the seconds since each worker was heard of."""
         return {
             **(self.timeline.status() if timeline else {}),
             "run": self.run,
@@ -154,7 +205,7 @@ class Ledger:
                     "partition": partition,
                     "clock": clock,
                     "left": partition in self.gone,
-                    "seconds_ago": round(now - seen.get(partition, now), 3),
+                    "seconds_ago": round(silent.get(partition, 0.0), 3),
                 }
                 for partition, clock in sorted(self.next.items())
             ],
@@ -167,12 +218,11 @@ class Ledger:
 
     @property
     def slowest(self) -> int:
-        """Smallest clock of the active workers; those that did not join yet are at 0.
+        """Smallest clock of the workers that are waited for; who did not join yet is at 0.
 
-        When all have left nobody is waited for: a copy of a task may still be there.
+        When that is nobody, because all have left, a copy of a task may still be there.
         """
-        active = (p for p in range(self.n_workers) if p not in self.gone)
-        return min((self.next.get(partition, 0) for partition in active), default=1 << 62)
+        return min(self._at, default=1 << 62)
 
     @property
     def leader(self) -> int | None:
@@ -209,7 +259,7 @@ class Ledger:
 
     def copy(self) -> Ledger:
         """Return books that do not change with these."""
-        return Ledger.from_dict(self.to_dict(), self.states)
+        return Ledger.from_dict(self.to_dict(), self.states, self.away)
 
     def without(self, partitions: Iterable[int]) -> Ledger:
         """Return books in which the pushes kept of these partitions did not come yet."""
@@ -220,7 +270,9 @@ class Ledger:
         return books
 
     @classmethod
-    def from_dict(cls, saved: dict[str, Any], states: Mapping[int, Array] = {}) -> Ledger:
+    def from_dict(
+        cls, saved: dict[str, Any], states: Mapping[int, Array] = {}, away: Iterable[int] = ()
+    ) -> Ledger:
         """Read what :meth:`to_dict` gave; the workers' states are arrays, and kept apart."""
         return cls(
             saved["run"],
@@ -234,4 +286,5 @@ class Ledger:
             dict(states),
             **dict(zip(_SUMS, saved["sums"], strict=True)),
             timeline=Timeline(saved.get("timeline", ())),
+            away=set(away),
         )

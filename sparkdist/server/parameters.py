@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from sparkdist.blocks import Array
+from sparkdist.blocks import Array, all_finite
 from sparkdist.errors import BadGradient, CheckpointError
 from sparkdist.server.reads import Reads
-from sparkdist.server.rules import Push, Rule, all_finite
+from sparkdist.server.rules import Push, Rule
 from sparkdist.updaters import State
 
 __all__ = ["Parameters"]

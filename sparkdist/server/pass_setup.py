@@ -16,7 +16,7 @@ from sparkdist.errors import DecodeError
 from sparkdist.server.incoming import Environ, count, identifier, number, read_body, read_fields
 from sparkdist.server.passes import Passes, Task
 from sparkdist.server.setup import Service
-from sparkdist.server.web import as_json, frame, make_app
+from sparkdist.server.web import Application, as_json, frame, make_app
 
 __all__ = ["PassSetup"]
 
@@ -85,11 +85,11 @@ class _Routes:
         """Give the counts as JSON."""
         return as_json(200, self._passes.status())
 
-    def work(self, environ: Environ) -> Response:
+    def work(self, environ: Environ) -> Application:
         """Give a worker portions, with the vectors of the pass if it has not seen them."""
         return self._work(*self._question(read_fields(read_body(environ, _ROOM))))
 
-    def bring(self, environ: Environ) -> Response:
+    def bring(self, environ: Environ) -> Application:
         """Take a worker's sums, and give it the next portions in the same round trip."""
         message = wire.decode(read_body(environ, self._passes.longest + _ROOM))
         fields, portions = message.fields, self._numbers(message.fields, "portions")
@@ -102,13 +102,13 @@ class _Routes:
         self._passes.bring(identifier(fields, "run"), count(fields, "pass"), portions, *sums)
         return self._work(*question)
 
-    def miss(self, environ: Environ) -> Response:
+    def miss(self, environ: Environ) -> Application:
         """Hear that blocks are not where their worker is."""
         fields = read_fields(read_body(environ, _ROOM))
         self._passes.miss(identifier(fields, "run"), self._numbers(fields, "partitions"))
         return frame(200, wire.pieces({"status": "ok", "pass": 0, "kind": "", "portions": ""}))
 
-    def _work(self, *question: Any) -> Response:
+    def _work(self, *question: Any) -> Application:
         return _answer(self._passes.work(*question), self._dtype)
 
     def _question(self, fields: dict[str, Any]) -> tuple[str, str, Sequence[int], str, int, float]:
@@ -130,7 +130,7 @@ class _Routes:
             raise DecodeError(f"{name}: {error}") from None
 
 
-def _answer(task: Task, dtype: np.dtype[Any]) -> Response:
+def _answer(task: Task, dtype: np.dtype[Any]) -> Application:
     fields: dict[str, str | int] = {
         "status": task.status,
         "pass": task.number,

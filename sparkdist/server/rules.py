@@ -11,14 +11,14 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from sparkdist.blocks import Array
+from sparkdist.blocks import Array, all_finite
 from sparkdist.errors import BadGradient
 from sparkdist.layout import Layout
 from sparkdist.server.noise import NoiseScale
 from sparkdist.updaters import Descent, State
 from sparkdist.wire import Entry, Message, Sparse
 
-__all__ = ["MeanGradient", "Push", "Rule", "all_finite", "model_entries"]
+__all__ = ["MeanGradient", "Push", "Rule", "model_entries"]
 
 
 class Push(NamedTuple):
@@ -79,13 +79,6 @@ class Rule(Protocol):
 def model_entries(layout: Layout, dtype: str) -> tuple[Entry, ...]:
     """Describe a model's arrays as the header of a frame does; the nameless one is ''."""
     return tuple(Entry(name or "", dtype, shape) for name, shape in layout.shapes)
-
-
-def all_finite(values: Array) -> bool:
-    """Whether there is neither NaN nor infinity."""
-    with np.errstate(over="ignore", invalid="ignore"):
-        # The sum needs no memory; where it overflows, the elements decide.
-        return bool(np.isfinite(values.sum()) or np.isfinite(values).all())
 
 
 class MeanGradient:

@@ -15,6 +15,7 @@ from sparkdist.consistency import Consistency
 from sparkdist.layout import Layout
 from sparkdist.server.app import Settings, create_app
 from sparkdist.server.checkpoint import Checkpointer, read_newest
+from sparkdist.server.record import Recorder
 from sparkdist.server.rules import Rule
 from sparkdist.server.store import Store
 from sparkdist.wire import HEADER_LIMIT, PRELUDE_BYTES
@@ -83,6 +84,8 @@ class Setup:
     restore: bool = False
     #: What the arrays of a push may take; None for what a dense gradient takes.
     push_bytes: int | None = None
+    #: Keep what the store does, for the command ``record``.
+    record: bool = False
 
     def service(self) -> Service:
         """Serve a store."""
@@ -100,9 +103,13 @@ class Setup:
             "use": store.use,
             "model": store.parameters,
             "status": store.status,
+            "states": lambda: dict(store.ledger.states),
             "save": store.save,
             "fault": lambda: store.fault,
         }
+        if self.record:
+            store.observe = recorder = Recorder()
+            commands["record"] = lambda: (recorder.events, recorder.missed)
         return Service(create_app(store, settings), commands, store.drain)
 
     def again(self) -> Setup | None:

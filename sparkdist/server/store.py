@@ -14,7 +14,8 @@ from sparkdist.consistency import Consistency
 from sparkdist.errors import BadGradient, CheckpointError, DecodeError
 from sparkdist.server.answer import GO_ON, Answer
 from sparkdist.server.checkpoint import Checkpointer, Snapshot
-from sparkdist.server.ledger import Ledger, Verdict
+from sparkdist.server.leases import Leases
+from sparkdist.server.ledger import Ledger
 from sparkdist.server.parameters import Parameters
 from sparkdist.server.round import Round
 from sparkdist.server.rules import Push, Rule
@@ -60,7 +61,8 @@ class Store:
         #: Of each server before this one, the last version that is a past of this one's.
         self._lineage: dict[str, int] = {}
         self._round, self._draining = Round(), False
-        self._seen: dict[int, float] = {}
+        #: When each worker was heard of; what is over then, the policy says.
+        self.leases = Leases(consistency.lease)
         #: Traceback of the last exception that was nobody's but ours, or the user's descent's.
         self.fault: str | None = None
         #: Told under the lock of each join, fetch, push and leave: verb, partition, clock, version.
@@ -88,8 +90,8 @@ class Store:
             if self.ledger.run != run:
                 self.ledger = Ledger(run, n_workers, plan)
                 self._round.take()
-                self._seen.clear()
                 self.checkpointer.save_now(self._snapshot())
+            self.leases.begin(n_workers)
             self._changed.notify_all()
 
     def use(self, rule: Rule, keep: bool = False) -> None:
@@ -130,7 +132,7 @@ class Store:
         """Everything that can be counted, for JSON; with ``timeline`` how it came to be, too."""
         with self._changed:
             return {
-                **self.ledger.status(self._seen, timeline),
+                **self.ledger.status(self.leases.silent(), timeline),
                 **self._parameters.status(),
                 "generation": self.generation,
                 "durable_version": self.checkpointer.durable_version,
@@ -152,7 +154,7 @@ class Store:
         with self._changed:
             self.ledger.refuse_stranger(run, partition)
             self.ledger.next.setdefault(partition, 0)
-            self._seen[partition] = time.monotonic()
+            self._hear(partition)
             self.observe("join", partition, self.ledger.next[partition], self.version)
             return self._answer("ok", partition)._replace(state=self._state_of(partition))
 
@@ -160,7 +162,7 @@ class Store:
         """Give the parameters when the policy lets this worker have them, or say ``wait``."""
         with self._changed:
             self.ledger.refuse_stranger(run, partition)
-            self._seen[partition] = time.monotonic()
+            self._hear(partition)
             w = self._when_allowed(run, partition, timeout)
             return self._answer("wait" if w is None else "ok", partition, w)
 
@@ -180,21 +182,21 @@ class Store:
                 raise DecodeError(f"base {push.base} was never served; it is {self.version} now")
             if self._draining:  # it would be in no checkpoint
                 return self._answer("wait", push.partition)
-            self._seen[push.partition] = time.monotonic()
+            self._hear(push.partition)
             self.ledger.counts["received"] += 1
             self.ledger.bytes_in += push.n_bytes
             status = self._book(push)
             self.observe("push", push.partition, push.clock, push.base)
-            w = None
-            if want and status in GO_ON:
-                w = self._when_allowed(run, push.partition, timeout)
+            goes_on = want and status in GO_ON
+            w = self._when_allowed(run, push.partition, timeout) if goes_on else None
             return self._answer(status, push.partition, w)
 
     def leave(self, run: str, partition: int) -> Answer:
         """Stop waiting for a worker."""
         with self._changed:
             self.ledger.refuse_stranger(run, partition)
-            self.ledger.gone.add(partition)
+            self.ledger.leave(partition)
+            self.leases.hold(partition)
             self.observe("leave", partition, self.ledger.next.get(partition, 0), self.version)
             try:
                 self._close_round_if_full()
@@ -209,22 +211,15 @@ class Store:
             self.ledger.refuse_stranger(run, partition)
             self.ledger.counts["received"] += 1
             if self._skip and reason == "not_finite":
-                known = self._known(partition, clock, 0)
-                return self._answer(known or self._pass_over(partition, "skipped"), partition)
+                status = self._known(partition, clock, 0) or self._pass_over(partition, "skipped")
+                return self._answer(status, partition)
             self.ledger.counts[f"rejected_{reason}"] += 1
             return None
 
     # --- under the lock ---------------------------------------------------------------------
 
     def _known(self, partition: int, clock: int, digest: int) -> str | None:
-        """Book a push that is not the next one of its partition, and say what it is."""
-        verdict = self.ledger.judge(partition, clock, digest)
-        if verdict is Verdict.NEW:
-            return None
-        self.ledger.counts[verdict.value] += 1
-        if verdict is Verdict.OTHER_BYTES:
-            return "conflict" if self.consistency.repeats else "duplicate"
-        return verdict.value
+        return self.ledger.known(partition, clock, digest, self.consistency.repeats)
 
     def _book(self, push: Push) -> str:
         ledger, partition = self.ledger, push.partition
@@ -324,25 +319,34 @@ class Store:
         """Whether a worker has to wait for the round that its own push is in."""
         return not self.consistency.several and partition in self._round
 
+    def _hear(self, partition: int) -> None:
+        self.leases.renew(partition)
+        self.ledger.hear(partition)
+
     def _may_go(self, partition: int) -> bool:
+        self.ledger.miss(self.leases.over())
         free = not self._is_due(partition)
         return free and self.ledger.lets_go(self.consistency, partition, self.version)
 
     def _when_allowed(self, run: str, partition: int, timeout: float) -> bytes | None:
         """Return the parameters when this worker may have them, or None if that takes too long."""
         deadline = time.monotonic() + timeout
-        while not self._may_go(partition):
-            left = deadline - time.monotonic()
-            if self._draining or left <= 0 or not self._changed.wait(left):
-                return None
+        self.leases.hold(partition)  # it is there, and waits
+        while not (allowed := self._may_go(partition)) and not self._draining:
+            if (left := deadline - time.monotonic()) <= 0:
+                break
+            self._changed.wait(min(left, self.leases.left))
             self.ledger.refuse_stale(run)
+        self.leases.renew(partition)
+        if not allowed:
+            return None
         self.observe("fetch", partition, self.ledger.next.get(partition, 0), self.version)
         return self._parameters.read_by(partition)
 
     def _answer(self, status: str, partition: int, w: bytes | None = None) -> Answer:
-        following = self.ledger.next.get(partition, 0)
         self.ledger.bytes_out += 0 if w is None else len(w)
         durable = self.checkpointer.durable_version
+        following = self.ledger.next.get(partition, 0)
         return Answer(status, following, self.version, self.generation, durable, w)
 
     def _snapshot(self) -> Snapshot:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import http.client
 import logging
 import os
@@ -19,10 +20,9 @@ from collections.abc import Callable, Sequence
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
-from sparkdist.errors import ServerDied, ServerError
+from sparkdist.errors import InvalidCall, ServerDied, ServerError
 from sparkdist.server.setup import Startable
 
 __all__ = ["Supervisor", "reserve_port"]
@@ -36,13 +36,44 @@ _STOP_SECONDS = 10.0
 _LOOK_SECONDS, _LOOKS = 2.0, 5
 
 
-def reserve_port(host: str) -> socket.socket:
-    """Bind a port that the system chooses, without listening: it stays ours between restarts."""
+def reserve_port(host: str, ports: tuple[int, int] = (0, 0)) -> socket.socket:
+    """Bind the first free port of a range, without listening: it stays ours between restarts.
+
+    ``ports`` are the first and the last; of (0, 0) the system chooses one.
+
+    Raises
+    ------
+    InvalidCall
+        If all of them are taken, or this user may have none of them.
+    """
+    first, last = ports
+    for port in range(first, last + 1):
+        try:
+            return _bind(host, port)
+        except OSError as error:
+            if error.errno not in (errno.EADDRINUSE, errno.EACCES):
+                raise
+            why = error.strerror
+    which = f"port {first} of {host}" if first == last else f"every port of {host}:{first}-{last}"
+    cure = "give another one, a range port=(first, last), or 0 for any that is free"
+    raise InvalidCall("the model server", [f"{which} cannot be had ({why}): {cure}"])
+
+
+def _bind(host: str, port: int) -> socket.socket:
     family = socket.getaddrinfo(host, 0, type=socket.SOCK_STREAM)[0][0]
+    if port:
+        # SO_REUSEPORT alone would let us into the port of another server of this user.  Without it
+        # Linux shows whose it is, and SO_REUSEADDR overlooks connections that are over.
+        with socket.socket(family, socket.SOCK_STREAM) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind((host, port))
     held = socket.socket(family, socket.SOCK_STREAM)
-    held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-    held.bind((host, 0))
+    try:
+        held.bind((host, port))
+    except OSError:
+        held.close()
+        raise
     return held
 
 
@@ -174,12 +205,7 @@ class Supervisor:
     def __enter__(self) -> Supervisor:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.stop()
 
     def _start(self) -> None:

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from sparkdist.blocks import Array
+from sparkdist.blocks import Array, all_finite
 from sparkdist.errors import BadGradient
-from sparkdist.server.rules import Push, all_finite
+from sparkdist.server.rules import Push
 from sparkdist.skeleton import Skeleton, update_of
 from sparkdist.updaters import State
 from sparkdist.wire import Message, Sparse

@@ -7,6 +7,7 @@ import logging
 import secrets
 import traceback
 from collections.abc import Callable, Mapping, Sequence
+from http import HTTPStatus
 from typing import Any, TypeAlias
 
 from flask import Flask, Request, Response, request
@@ -18,7 +19,7 @@ from sparkdist.errors import BadGradient, CheckpointError, DecodeError, StaleRun
 from sparkdist.server import page
 from sparkdist.server.incoming import Environ, Refusal, refuse_web_pages, refuse_wrong_token
 
-__all__ = ["View", "as_json", "frame", "make_app"]
+__all__ = ["Application", "View", "as_json", "frame", "make_app"]
 
 logger = logging.getLogger(__name__)
 
@@ -33,10 +34,12 @@ _MEANINGS: dict[type[Exception], tuple[int, str]] = {
 _OPEN = page.OPEN | {"/healthz"}
 #: Bytes from which a copy costs more than one more message to the thread that writes.
 _WORTH_TWO_WRITES = 256 << 10
+_STATUS_LINES = {status.value: f"{status.value} {status.phrase}" for status in HTTPStatus}
 
-
+#: What answers a request when the WSGI server calls it; each of Flask's responses is one.
+Application: TypeAlias = Callable[[Environ, Any], Any]
 #: A view gets what the WSGI server says of the request, and returns the answer or raises.
-View: TypeAlias = Callable[[Environ], Response]
+View: TypeAlias = Callable[[Environ], Application]
 
 
 class _Lean(Flask):
@@ -103,7 +106,7 @@ def make_app(
     return app
 
 
-def _in_flask(view: View) -> Callable[[], Response]:
+def _in_flask(view: View) -> Callable[[], Any]:
     return lambda: view(request.environ)
 
 
@@ -127,7 +130,7 @@ class _Gate:
     def shield(self, rule: str, view: View) -> View:
         """Put the gate before a view that Flask does not call."""
 
-        def shielded(environ: Environ) -> Response:
+        def shielded(environ: Environ) -> Application:
             try:
                 self.refuse(environ, rule)
                 return view(environ)
@@ -155,24 +158,17 @@ class _Gate:
         return as_json(500, {"error": "fault", "message": f"an error on the server, id {mark}"})
 
 
-class _Frame(Response):
-    """An answer whose headers are right as they are: werkzeug need not look at them again."""
+def frame(status: int, pieces: Sequence[Any]) -> Application:
+    """Answer with a frame: two headers, at which werkzeug need not look."""
+    length = sum(map(len, pieces))
+    headers = [("Content-Type", wire.CONTENT_TYPE), ("Content-Length", str(length))]
 
-    def __call__(self, environ: Environ, start_response: Any) -> Any:
-        """Hand the frame to the WSGI server, a short one in one piece."""
-        if environ["REQUEST_METHOD"] != "POST":
-            return super().__call__(environ, start_response)
-        start_response(self.status, self.headers.to_wsgi_list())
-        return self.response
+    def answer(environ: Environ, start_response: Any) -> Any:
+        start_response(_STATUS_LINES[status], headers)
+        # Granian joins a list, and copies what it is given: a long frame goes as head and payload.
+        return [b"".join(pieces)] if length < _WORTH_TWO_WRITES else tuple(pieces)
 
-
-def frame(status: int, pieces: Sequence[Any]) -> Response:
-    """Answer with a frame."""
-    response = _Frame(status=status, content_type=wire.CONTENT_TYPE, direct_passthrough=True)
-    response.content_length = length = sum(map(len, pieces))
-    # Granian joins a list, and copies what it is given: a long frame goes as header and payload.
-    response.response = [b"".join(pieces)] if length < _WORTH_TWO_WRITES else tuple(pieces)
-    return response
+    return answer
 
 
 def as_json(status: int, content: dict[str, Any]) -> Response:

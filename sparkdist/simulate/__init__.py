@@ -1,5 +1,6 @@
 """The simulator: a training with the model server on simulated time, with real gradients."""
 
+from sparkdist.server.record import Event, Recorder, durations, read_record
 from sparkdist.simulate.conditions import Deaths, Network, Service
 from sparkdist.simulate.front import replay, simulate
 from sparkdist.simulate.history import SimulatedHistory
@@ -14,7 +15,6 @@ from sparkdist.simulate.latency import (
     stragglers,
     trace,
 )
-from sparkdist.simulate.record import Event, Recorder, durations
 
 __all__ = [
     "Deaths",
@@ -30,6 +30,7 @@ __all__ = [
     "exponential",
     "lognormal",
     "pareto",
+    "read_record",
     "replay",
     "scaled",
     "simulate",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -11,7 +10,7 @@ from scipy.sparse import csr_array, issparse
 
 from sparkdist.blocks import Block
 
-__all__ = ["deal", "type_of"]
+__all__ = ["deal"]
 
 
 def deal(
@@ -46,10 +45,3 @@ def _as_block(X: Any, y: ArrayLike, weight: ArrayLike | None = None) -> Block:
     X = csr_array(X, dtype=kind) if issparse(X) else np.asarray(X, dtype=kind)
     y = np.asarray(y, dtype=np.float64)
     return Block(X, y, np.ones(y.shape) if weight is None else np.asarray(weight, np.float64))
-
-
-def type_of(w0: Any) -> str:
-    """Type of a model's vector: float32 if all arrays of w0 are, else float64."""
-    arrays = list(w0.values()) if isinstance(w0, Mapping) else [w0]
-    single = all(np.asarray(array).dtype == np.float32 for array in arrays)
-    return "<f4" if single and w0 is not None else "<f8"

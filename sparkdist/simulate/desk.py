@@ -4,12 +4,9 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import xxhash
-
 from sparkdist import wire
-from sparkdist.errors import BadGradient
+from sparkdist.server.admission import admit
 from sparkdist.server.answer import GO_ON, Answer
-from sparkdist.server.rules import Push, all_finite
 from sparkdist.server.store import Store
 from sparkdist.simulate.copies import Request
 
@@ -49,15 +46,26 @@ class Desk:
         if request.what == "push":
             return self._push(b"".join(request.frame))
         if request.what == "pull":
-            answer = self.store.pull(self._run, partition, 0.0)
-            return Taken(answer, answer.w is None)
+            return self._taken(partition, self.store.pull(self._run, partition, 0.0), True)
         return Taken(getattr(self.store, request.what)(self._run, partition), False)
 
     def again(self, partition: int, first: Answer) -> Taken:
         """Look whether somebody who waits may have the parameters now."""
         answer = self.store.pull(self._run, partition, 0.0)
         status = "ok" if first.status == "wait" else first.status
-        return Taken(answer._replace(status=status), answer.w is None)
+        return self._taken(partition, answer._replace(status=status), True)
+
+    def _taken(self, partition: int, answer: Answer, wants: bool) -> Taken:
+        waits = wants and answer.w is None
+        if waits:
+            self.store.leases.hold(partition)
+        return Taken(answer, waits)
+
+    def standing(self) -> tuple[int, ...]:
+        """What policies look at: whoever waits waits on as long as this is the same."""
+        store, ledger = self.store, self.store.ledger
+        ledger.miss(store.leases.over())
+        return store.version, ledger.slowest, len(ledger.next), len(ledger.gone)
 
     def pack(self, answer: Answer) -> tuple[wire.Message, int]:
         """Make the message of an answer, and say how long its frame is.
@@ -78,34 +86,10 @@ class Desk:
 
     def _push(self, frame: bytes) -> Taken:
         message = wire.decode(frame)
-        digest = xxhash.xxh3_64_intdigest(message.payload)
-        message, state = wire.without_state(message)
-        fields = message.fields
-        partition, clock = fields["partition"], fields["clock"]
-        try:
-            if state is not None and not all_finite(state):
-                raise BadGradient("the worker's state has NaN or infinite values", "not_finite")
-            gradient = self.store.rule.admit(message)
-        except BadGradient as error:
-            left_out = self.store.reject(self._run, partition, clock, error.reason)
-            if left_out is None:
-                said = f"partition {partition}, push {clock}: {error}"
-                raise BadGradient(said, error.reason) from None
-            return Taken(left_out, False)
-        push = Push(
-            partition,
-            clock,
-            fields["base"],
-            fields["generation"],
-            gradient,
-            digest,
-            fields["weight"],
-            fields["examples"],
-            fields["loss"],
-            state,
-            bytes(message.payload) if self.store.rule.follows else None,
-            len(frame),
-        )
-        answer = self.store.push(self._run, push, want=fields["want"])
+        found = admit(self.store, message, len(frame))
+        if isinstance(found, Answer):
+            return Taken(found, False)
+        want = message.fields["want"]
+        answer = self.store.push(self._run, found, want=want)
         # Those who do not go on are sent back, and have to pull.
-        return Taken(answer, fields["want"] and answer.w is None and answer.status in GO_ON)
+        return self._taken(found.partition, answer, want and answer.status in GO_ON)

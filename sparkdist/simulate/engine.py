@@ -113,6 +113,7 @@ class Engine:
         self._latency, self._network, self._service, self._deaths = conditions
         self._address = Address("simulated", 0, "", desk.store.ledger.run)
         self._events = Events()
+        desk.store.leases.use(lambda: self._events.now)
         self._workers = [
             _Worker(number, units, self._stream(number, 1), self._stream(number, 2))
             for number, units in enumerate(crew)
@@ -124,6 +125,8 @@ class Engine:
         self._sent_by = 0.0
         self._waiting: list[_Waiting] = []
         self._seen: tuple[int, ...] = ()
+        #: When to look again because a lease ends then.
+        self._alarm = inf
         self._at_work = len(self._workers)
         #: Bytes of requests, and of answers.
         self.received = self.sent = 0
@@ -213,6 +216,9 @@ class Engine:
         seconds = self._deaths.absence(worker.fate, self._moment(worker))
         worker.away += seconds
         self._events.after(seconds, self._begin, worker)
+        if any(waiting.worker is worker for waiting in self._waiting):
+            self._desk.store.leases.renew(worker.number)  # the server sees that it hangs up
+            self._look_at_who_waits()
 
     # --- the server -------------------------------------------------------------------------
 
@@ -241,8 +247,10 @@ class Engine:
         if request.what == "push":
             worker.in_vain = 0
             self._observe(self)
-        if waits:
+        if waits and worker.life == life:
             self._waiting.append(_Waiting(worker, life, answer))
+        elif waits:
+            self._desk.store.leases.renew(worker.number)  # nobody is there who could wait
         else:
             self._send(worker, life, answer)
         if self._waiting:
@@ -251,11 +259,17 @@ class Engine:
 
     def _look_at_who_waits(self) -> None:
         """Answer those who may go on, if anything has changed that a policy looks at."""
-        store, ledger = self._desk.store, self._desk.store.ledger
-        seen = store.version, ledger.slowest, len(ledger.next), len(ledger.gone)
-        if seen == self._seen:
-            return
-        self._seen, still = seen, []
+        seen = self._desk.standing()
+        if seen != self._seen:
+            self._seen = seen
+            self._answer_who_may_go_on()
+        alarm = self._desk.store.leases.end if self._waiting else inf
+        if alarm not in (inf, self._alarm):
+            self._alarm = alarm
+            self._events.at(alarm, self._look_at_who_waits)
+
+    def _answer_who_may_go_on(self) -> None:
+        still = []
         for waiting in self._waiting:
             worker, life, first = waiting
             if worker.life != life:
@@ -270,7 +284,7 @@ class Engine:
     def _send(self, worker: _Worker, life: int, answer: Answer) -> None:
         message, size = self._desk.pack(answer)
         self.sent += size
-        self._sent_by += size / self._service.bandwidth
+        self._sent_by = max(self._sent_by, self.now) + size / self._service.bandwidth
         arrives = self._sent_by + self._network.seconds(size)
         self._events.at(arrives, self._receive, worker, life, message)
 

@@ -13,10 +13,10 @@ from sparkdist.consistency import Consistency
 from sparkdist.errors import InvalidCall
 from sparkdist.problem import Penalty
 from sparkdist.result import Result
+from sparkdist.server.record import Event, Recorder
 from sparkdist.simulate.conditions import Conditions, Deaths, Network, Service
 from sparkdist.simulate.engine import Engine
 from sparkdist.simulate.latency import Latency, as_latency, is_number
-from sparkdist.simulate.record import Event, Recorder
 from sparkdist.simulate.replay import Replay
 from sparkdist.simulate.scene import Scene
 from sparkdist.simulate.training import Training
@@ -162,7 +162,8 @@ def replay(
     Parameters
     ----------
     events
-        Of a :class:`Recorder`, or tuples of the same: all of a run, from its start.
+        Of a :class:`Recorder` or of :func:`read_record`, or tuples of the same: all of a run, from
+        its start.
     objective, data, w0, workers, points
         As in :func:`simulate`; the rows must lie in the partitions as they did.
     **options

@@ -10,9 +10,9 @@ from sparkdist import wire
 from sparkdist.client import Address
 from sparkdist.errors import InvalidCall
 from sparkdist.server.answer import Answer
+from sparkdist.server.record import Event
 from sparkdist.simulate.copies import Computing, Copy, Loop, Request
 from sparkdist.simulate.desk import Desk
-from sparkdist.simulate.record import Event
 from sparkdist.workers import Units
 
 __all__ = ["Replay"]
@@ -44,6 +44,9 @@ class Replay:
 
     def __init__(self, desk: Desk, crew: Sequence[Units], loop: Loop):
         self._desk, self._crew, self._loop = desk, crew, loop
+        if desk.store.leases.seconds is not None:
+            # Whose lease was over is in the record: here it is everybody's who does not ask.
+            desk.store.leases.seconds = 0.0
         self._address = Address("replayed", 0, "", desk.store.ledger.run)
         self._players: dict[int, _Player] = {}
         #: Time of the last event.

@@ -10,10 +10,12 @@ from numpy.typing import ArrayLike
 
 from sparkdist.blocks import Array, Block, Partial
 from sparkdist.errors import BadData, InvalidCall
+from sparkdist.layout import type_of
+from sparkdist.model import Model, ensemble_of, labels_of
 from sparkdist.objectives import Objective, UserLoss
 from sparkdist.problem import MeanLoss, Problem, as_objective, pose
 from sparkdist.result import Result
-from sparkdist.simulate.dealing import deal, type_of
+from sparkdist.simulate.dealing import deal
 from sparkdist.simulate.history import SimulatedHistory
 from sparkdist.simulate.staging import stage
 from sparkdist.simulate.training import Training
@@ -61,7 +63,9 @@ class Scene:
         self._engine = _InMemory(whole)
         self.problem = _pose(caller, loss, whole, w0, training)
         dtype = type_of(w0)
-        self.name = training.method
+        self.name, self._ensemble = training.method, method.worker.ensemble
+        labels = np.concatenate([block.y for block in whole])
+        self._of_data = whole[0].X.shape[1], labels_of(loss, labels)
         self.desk, self.loop = stage(caller, self.problem, training, method, parts, dtype)
         plan = Epochs(training.batch_size, training.epochs, training.seed, method.worker)
         self.crew = [BlockUnits(loss, part, p, plan, dtype) for p, part in enumerate(parts)]
@@ -88,6 +92,7 @@ class Scene:
         status, (fun, jac) = store.status(), self._objective()
         return Result(
             method=self.name,
+            model=self._model(),
             x=layout.unflatten(store.parameters()[1].astype(np.float64)),
             fun=fun,
             jac=layout.unflatten(jac),
@@ -100,6 +105,13 @@ class Scene:
             history=self.history,
             **found,
         )
+
+    def _model(self) -> Model:
+        """What predicts: with the server's parameters, or an ensemble of the workers' own."""
+        store, problem = self.desk.store, self.problem
+        states, w = store.ledger.states if self._ensemble else {}, store.parameters()[1]
+        x, shares = ensemble_of(states, problem.layout, w.astype(np.float64))
+        return Model(problem.objective, x, *self._of_data, shares=shares)
 
     def _objective(self) -> tuple[float, Array]:
         """Objective and gradient, with L1 the shortest subgradient, where the server is now."""

@@ -11,14 +11,14 @@ from sparkdist.errors import InvalidCall
 from sparkdist.methods import Method
 from sparkdist.problem import Problem
 from sparkdist.server.checkpoint import Checkpointer
-from sparkdist.server.coded import CodedGradient
-from sparkdist.server.rules import MeanGradient, model_entries
+from sparkdist.server.coded import rule_of
+from sparkdist.server.rules import model_entries
 from sparkdist.server.store import Store
 from sparkdist.simulate.copies import Loop
 from sparkdist.simulate.desk import Desk
 from sparkdist.simulate.training import Training
 from sparkdist.updaters import Descent
-from sparkdist.workers import Units, Whole, Worker
+from sparkdist.workers import Units, Whole, Worker, share_penalty
 
 __all__ = ["stage"]
 
@@ -42,23 +42,15 @@ def stage(
     """
     layout, (worker, policy, updater, codec) = problem.layout, method
     codec = None if codec is None else codec.bind(layout)
-    penalised = bool(problem.l1 or problem.l2) or updater.penalises
-    by_server = penalised and not worker.own_penalty
-    if by_server and not updater.takes_gradients:
-        said = f"{updater!r} takes differences, and {worker!r} pushes gradients"
-        raise InvalidCall(caller, [f"{said}: nobody could add the penalty"])
     if policy.in_rounds and updater.remembers_reads:
         said = f"{updater!r} needs pushes that are applied one by one"
         raise InvalidCall(caller, [f"{said}; {policy!r} sums up those of a round"])
-    l1, l2 = (problem.l1, problem.l2) if by_server else (0.0, 0.0)
-    mask = problem.mask if by_server else None
-    descent = Descent(updater, l1, l2, mask, training.clip, training.damping)
-    rule = MeanGradient(descent, layout, dtype)
-    if codec is not None:
-        rule = CodedGradient(descent, layout, dtype, codec)
+    l1, l2, mask = problem.l1, problem.l2, problem.mask
+    worker, by_server = share_penalty(caller, worker, updater, l1, l2, mask)
+    l1, l2 = (l1, l2) if by_server else (0.0, 0.0)
+    descent = Descent(updater, l1, l2, mask if by_server else None, training.clip, training.damping)
+    rule = rule_of(descent, layout, dtype, codec)
     store = Store(problem.w0.astype(dtype), rule, policy, Checkpointer(None))
-    if penalised:
-        worker = worker.penalised(problem.l1, problem.l2, problem.mask)
     worker = worker.part_of(_whole(problem, training, method, parts))
     numbers = worker.state_size(layout.size)
     loop: Loop = worker

@@ -2,6 +2,7 @@
 
 from sparkdist.workers._base import Cuts, Units, UnitWorker, Whole, Worker
 from sparkdist.workers._batches import Batches, Order
+from sparkdist.workers._penalty import share_penalty
 from sparkdist.workers._resident import resident
 from sparkdist.workers._units import BlockUnits, CutUnits, Epochs
 from sparkdist.workers.cocoa import cocoa
@@ -26,5 +27,6 @@ __all__ = [
     "elastic",
     "local_sgd",
     "resident",
+    "share_penalty",
     "svrg",
 ]

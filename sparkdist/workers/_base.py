@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import Any, ClassVar, NamedTuple, Protocol
 
 from sparkdist.blocks import Array
@@ -10,7 +11,7 @@ from sparkdist.client import Gradient, ParameterClient
 from sparkdist.consistency import Consistency
 from sparkdist.updaters import Updater
 
-__all__ = ["Cuts", "UnitWorker", "Units", "Whole", "Worker"]
+__all__ = ["Cuts", "UnitWorker", "Units", "Whole", "Worker", "merged"]
 
 
 class Cuts(NamedTuple):
@@ -90,8 +91,13 @@ class Worker(ABC):
     It knows neither Spark nor HTTP, and may be run again from its start, or twice at once, at
     any time: it goes on where the server says, and what it pushes is a function of the unit, of
     the parameters that it was given, and of the state that came with ``join``.
+
+    A member refuses its arguments when it is made, all that are wrong in one InvalidCall.
     """
 
+    #: A worker's state ends as the weight of its rows and its own parameters, flat: the run makes
+    #: an ensemble of them.
+    ensemble: bool = False
     #: The penalty belongs into the steps that the workers make; the server adds none.
     own_penalty: ClassVar[bool] = False
 
@@ -162,3 +168,14 @@ class UnitWorker(Worker):
             at = client.join(partition)
             state = at.state
         client.leave(partition)
+
+
+def merged(value: Any, parts: Sequence[Gradient]) -> Gradient:
+    """Return what is pushed for some batches: their weight, rows and, if all have one, loss."""
+    losses = [part.loss for part in parts if part.loss is not None]
+    return Gradient(
+        value,
+        sum(part.weight for part in parts),
+        sum(part.examples for part in parts),
+        sum(losses) if len(losses) == len(parts) else None,
+    )

@@ -19,7 +19,7 @@ class Order:
 
     Each epoch is a permutation of the worker's own rows, drawn from
     ``SeedSequence([seed, epoch, partition])``: sampling without replacement inside a partition,
-    and none across partitions (ALGORITHMS: block shuffle).  The last batch may be shorter.
+    and none across partitions.  The last batch may be shorter.
 
     A batch that is asked for again, by a retried task for instance, is the same batch.
     """

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from sparkdist.blocks import Array
 from sparkdist.client import Gradient, ParameterClient
 from sparkdist.errors import InvalidCall
-from sparkdist.workers._base import Cuts, Units, Worker
+from sparkdist.workers._base import Cuts, Units, Worker, merged
 
 __all__ = ["downpour"]
 
@@ -100,5 +100,4 @@ class downpour(Worker):
 
 
 def _add(a: Gradient, b: Gradient) -> Gradient:
-    loss = None if a.loss is None or b.loss is None else a.loss + b.loss
-    return Gradient(a.value + b.value, a.weight + b.weight, a.examples + b.examples, loss)
+    return merged(a.value + b.value, [a, b])

@@ -13,7 +13,7 @@ from sparkdist.client import Answer, Gradient, ParameterClient
 from sparkdist.errors import InvalidCall
 from sparkdist.updaters import Rate
 from sparkdist.updaters._rates import rate_at
-from sparkdist.workers._base import Cuts, Units, Worker
+from sparkdist.workers._base import Cuts, Units, Worker, merged
 
 __all__ = ["elastic"]
 
@@ -123,15 +123,10 @@ class elastic(Worker):
         x, v = self._step(x, v, units, clock, n - 1, done)
         x = x - spring
         state = x if v is None else np.concatenate([x, v])
-        weight = sum(gradient.weight for gradient in done) or 1.0
-        losses = [gradient.loss for gradient in done if gradient.loss is not None]
-        pushed = Gradient(
-            (weight * spring).astype(centre.w.dtype, copy=False),
-            weight,
-            sum(gradient.examples for gradient in done),
-            sum(losses) if len(losses) == len(done) else None,
-            state,
-        )
+        pushed = merged(None, done)
+        weight = pushed.weight or 1.0
+        value = (weight * spring).astype(centre.w.dtype, copy=False)
+        pushed = pushed._replace(value=value, weight=weight, state=state)
         answer = client.push(partition, clock, centre, pushed, want=False)
         counted = answer.status == "ok" and answer.next == clock + 1
         return answer._replace(state=state) if counted else None

@@ -11,8 +11,9 @@ import numpy as np
 from sparkdist.blocks import Array
 from sparkdist.client import Gradient
 from sparkdist.errors import InvalidCall
+from sparkdist.objectives import Objective
 from sparkdist.updaters import Descent, State, Updater, sgd
-from sparkdist.workers._base import Cuts, Units, UnitWorker
+from sparkdist.workers._base import Cuts, Units, UnitWorker, Whole
 
 __all__ = ["local_sgd"]
 
@@ -41,6 +42,9 @@ class local_sgd(UnitWorker):
         The workers' own descent: a member of :mod:`sparkdist.updaters`.
     warm
         So many first pushes are of one batch each: post-local SGD.
+    ensemble
+        With ``"all"``: each worker's own model is kept, and the result's model averages their
+        predictions.
 
     Source: Stich, Local SGD Converges Fast and Communicates Little, arXiv:1805.09767, Algorithm
     1; ``warm``, Lin et al., Don't Use Large Mini-Batches, Use Local SGD, arXiv:1808.07217,
@@ -53,6 +57,7 @@ class local_sgd(UnitWorker):
     steps: int | str = 16
     inner: Updater = field(default_factory=lambda: sgd(0.1))
     warm: int = 0
+    ensemble: bool = False
     #: The inner updater with the penalty; see :meth:`penalised`.
     descent: Descent | None = field(default=None, repr=False)
 
@@ -68,11 +73,20 @@ class local_sgd(UnitWorker):
             problems.append(f"warm is {self.warm!r}; it must be an integer >= 0")
         elif self.warm and self.steps == "epoch":
             problems.append("warm is for pushes after a number of steps, and not after epochs")
+        if self.ensemble and (self.steps, self.warm) != ("all", 0):
+            problems.append("ensemble is for models that are averaged once, with steps='all'")
         if not (isinstance(self.inner, Updater) and self.inner.takes_gradients):
             rule = "it must be one of sparkdist.updaters that takes gradients"
             problems.append(f"inner is {self.inner!r}; {rule}")
         if problems:
             raise InvalidCall("local_sgd", problems)
+
+    def part_of(self, whole: Whole) -> local_sgd:
+        """Return itself; an ensemble is one of an objective, which says how models predict."""
+        if self.ensemble and not isinstance(whole.objective, Objective):
+            problem = "an ensemble needs an objective: of your own rows nobody knows a prediction"
+            raise InvalidCall("local_sgd", [problem])
+        return self
 
     def penalised(self, l1: float, l2: float, mask: Any) -> local_sgd:
         """Return the loop whose steps go down the penalty as well."""
@@ -86,7 +100,9 @@ class local_sgd(UnitWorker):
         return Cuts(per_epoch, epochs, max(1, steps), flush=self.steps == "epoch", warm=self.warm)
 
     def state_size(self, size: int) -> int:
-        """As much as the inner updater remembers."""
+        """As much as the inner updater remembers; of an ensemble the weight and the model."""
+        if self.ensemble:
+            return 1 + size
         return size * len(self.inner.init(np.zeros(1)))
 
     def unit(self, units: Units, clock: int, w: Array, state: Array | None) -> Gradient:
@@ -94,7 +110,10 @@ class local_sgd(UnitWorker):
         local = _Local(self.descent or Descent(self.inner), w, state, units.first(clock))
         for step in range(units.steps(clock)):
             local.step(units.gradient(clock, step, local.w))
-        return local.result(w)
+        found = local.result(w)
+        if self.ensemble:  # there is no unit after this one that could need the inner state
+            found = found._replace(state=np.append(found.weight, local.w).astype(np.float64))
+        return found
 
 
 class _Local:

@@ -13,7 +13,7 @@ from sparkdist.client import Gradient
 from sparkdist.consistency import bsp
 from sparkdist.errors import InvalidCall
 from sparkdist.updaters import sgd
-from sparkdist.workers._base import Cuts, Units, UnitWorker, Whole
+from sparkdist.workers._base import Cuts, Units, UnitWorker, Whole, merged
 
 __all__ = ["svrg"]
 
@@ -102,10 +102,4 @@ class svrg(UnitWorker):
 
     @staticmethod
     def _sum(parts: list[Gradient]) -> Gradient:
-        losses = [part.loss for part in parts if part.loss is not None]
-        return Gradient(
-            np.sum([part.value for part in parts], axis=0),
-            sum(part.weight for part in parts),
-            sum(part.examples for part in parts),
-            sum(losses) if len(losses) == len(parts) else None,
-        )
+        return merged(np.sum([part.value for part in parts], axis=0), parts)

@@ -1,12 +1,19 @@
-"""Record: what a store did, and in which order."""
+"""Record: what a store did, in which order, and the file that holds it."""
 
 from __future__ import annotations
 
+import json
+import os
 import time
-from collections.abc import Callable, Iterable
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
 
-__all__ = ["Event", "Recorder", "durations"]
+from sparkdist.errors import InvalidCall
+
+__all__ = ["Event", "Recorder", "durations", "read_record", "write_record"]
+
+_FORMAT = 1
 
 
 class Event(NamedTuple):
@@ -67,3 +74,37 @@ def durations(events: Iterable[Event]) -> list[list[float]]:
         elif verb == "push" and partition in fetched:
             found.setdefault(partition, []).append(seconds - fetched.pop(partition))
     return [found.get(partition, [0.0]) for partition in range(max(found, default=-1) + 1)]
+
+
+def write_record(path: str | Path, events: Sequence[Event], plan: Mapping[str, Any]) -> None:
+    """Write a file, as a whole or not at all: a line of JSON that says what it is, one an event."""
+    draft = Path(f"{path}.{os.getpid()}")
+    head = {"format": _FORMAT, "events": len(events), "plan": dict(plan)}
+    with open(draft, "w") as file:
+        for line in (head, *events):
+            file.write(json.dumps(line) + "\n")
+    os.replace(draft, path)
+
+
+def read_record(path: str | Path) -> list[Event]:
+    """Read the events of a file that ``ModelServer(record=path)`` wrote.
+
+    Raises
+    ------
+    InvalidCall
+        If it is not such a file, or not all of it.
+    """
+    try:
+        with open(path) as file:
+            head = json.loads(file.readline())
+            events = [_event(*json.loads(line)) for line in file]
+        if (head["format"], head["events"]) != (_FORMAT, len(events)):
+            said = f"it should have {head['events']} events in format {_FORMAT}"
+            raise ValueError(f"{said}; it has {len(events)} in format {head['format']}")
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise InvalidCall("read_record", [f"{path} is not a record: {error}"]) from error
+    return events
+
+
+def _event(seconds: float, verb: str, *numbers: int) -> Event:
+    return Event(float(seconds), str(verb), *map(int, numbers))
