@@ -1,5 +1,6 @@
 """Checks: what is wrong with a call, in whole sentences, all at once."""
 
+import inspect
 import logging
 
 import numpy as np
@@ -44,6 +45,11 @@ def problems(**given):
         {"method": "lbfgs", "loss": OWN},
         {"tol": 0, "max_iter": 0},
         {"tol": np.float32(0.1), "max_iter": np.int64(3)},
+        {"max_iter": 1e3, "options": {"memory": np.int64(5)}},
+        {"max_iter": np.inf},
+        {"method": "gd", "options": {"step": None}},
+        {"method": "gd", "options": {"step": 1}},
+        {"method": "gd", "options": {"step": np.float32(0.5)}},
     ],
 )
 def test_a_call_that_can_work_has_no_problem(given):
@@ -62,6 +68,7 @@ METHODS = "there are gd, lbfgs, newton_cg, owlqn, downpour, sgd"
         ({"tol": None}, "tol is None; it must be 0 or more"),
         ({"tol": "1e-6"}, "tol is '1e-6'; it must be 0 or more"),
         ({"max_iter": -1}, "max_iter is -1; it must be 0 or more"),
+        ({"max_iter": 2.5}, "max_iter is 2.5; it must be a whole number"),
         ({"max_iter": None}, "max_iter is None; it must be 0 or more"),
         ({"penalty": 0.1}, f"penalty is 0.1; {PENALTY}"),
         ({"penalty": "l2"}, f"penalty is 'l2'; {PENALTY}"),
@@ -105,6 +112,32 @@ def test_each_problem_is_one_sentence(given, sentence):
 def test_what_the_front_door_gives_is_no_option(method, name):
     (problem,) = problems(method=method, options={name: 1})
     assert problem.startswith(f"{method} has no option {name!r}; it has ")
+
+
+#: What an option is not, by the annotation of the solver's own signature.
+WRONG = {
+    "int": ["ten", 2.5, None, [1], True],
+    "float | None": ["ten", [0.1], True, 1j],
+    "str": [1, None, ["nesterov"]],
+}
+OPTIONS = [
+    (method, name, value)
+    for method in registry.names(solvers)
+    for name, parameter in inspect.signature(registry.get(solvers, method)).parameters.items()
+    if parameter.default is not parameter.empty
+    and name not in {"tol", "max_iter", "callback", "l1", "bounds"}  # of the front door
+    for value in WRONG[parameter.annotation]
+]
+
+
+@pytest.mark.parametrize(("method", "name", "value"), OPTIONS)
+def test_an_option_of_another_type_is_one_sentence(method, name, value):
+    (problem,) = problems(method=method, options={name: value})
+    assert problem.startswith(f"{name} is {value!r}; it must be a ")
+
+
+def test_there_are_options_of_a_wrong_type_for_three_solvers():
+    assert {method for method, _, _ in OPTIONS} >= {"gd", "lbfgs", "owlqn"}
 
 
 def test_several_problems_are_all_listed():

@@ -11,12 +11,23 @@ from pickle import PicklingError
 
 import numpy as np
 import pytest
-from numpy.testing import assert_allclose
+from numpy.testing import assert_allclose, assert_array_equal
 from pyspark import RDD
 from pyspark.sql import SparkSession
 from scipy.optimize import Bounds
 
-from sparkdist import L1, L2, Dataset, ElasticNet, Hinge, Logistic, methods, minimize, registry
+from sparkdist import (
+    L1,
+    L2,
+    Dataset,
+    ElasticNet,
+    Hinge,
+    Logistic,
+    compare,
+    methods,
+    minimize,
+    registry,
+)
 from sparkdist.errors import InvalidCall, PassFailed
 from tests.conftest import random_block
 from tests.job_count import counted_jobs
@@ -128,6 +139,31 @@ def test_what_is_no_objective_is_told(objective, w0, sentence, spark, rdd):
         with pytest.raises(InvalidCall, match=sentence):
             minimize(objective, rdd, w0)
     assert jobs == []
+
+
+def test_columns_are_named_of_a_dataframe_only(spark, plain, rdd):
+    for data in (plain, rdd):
+        (found,) = problems_of(spark, "logistic", data, label="target", weight="w")
+        assert found == (
+            "label, weight can only be given with a DataFrame, whose columns they name, not"
+            f" {type(data).__name__}"
+        )
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        ({"rate": "x"}, "easgd: an option is of the wrong type: '>' not supported"),
+        ({"batch_size": "x"}, "batch_size is 'x'; it must be an integer >= 1"),
+        ({"epochs": 2.5}, "epochs is 2.5; it must be an integer >= 1"),
+        ({"patience": None}, "patience is None; it must be more than 0"),
+        ({"seconds": "x"}, "seconds is 'x'; it must be more than 0"),
+        ({"port": "x"}, "port is 'x'; it must be a number from 1 to 65535, a pair"),
+    ],
+)
+def test_a_wrong_number_for_a_server_is_told_before_the_data_is_read(options, problem, spark, rdd):
+    (found,) = problems_of(spark, "logistic", rdd, method="easgd", **options)
+    assert found.startswith(problem)
 
 
 # --- what shows when the number of features is known ------------------------------------------
@@ -248,3 +284,21 @@ def test_a_loss_that_is_not_finite_is_no_success(plain):
     found = minimize(lambda w, X, y: (np.nan, np.zeros(3)), plain, np.zeros(3))
     assert (found.success, found.status, found.passes) == (False, 3, 1)
     assert "not finite at the start" in found.message
+
+
+# --- the columns of a DataFrame ---------------------------------------------------------------
+
+
+def test_columns_of_a_dataframe_may_have_any_names(spark):
+    columns = ["first", "second", "third", "target", "importance"]
+    table = np.c_[TABLE.X, TABLE.y, TABLE.weight].tolist()
+    df = spark.createDataFrame(table, columns)
+    named = {"features": columns[:3], "label": "target", "weight": "importance"}
+    call = {"penalty": L2(0.1), "deterministic": True, "progress": False}
+    with Dataset.from_dataframe(df, **named) as data:
+        expected = minimize("logistic", data, **call)
+    found = minimize("logistic", df, **named, **call)
+    assert_array_equal(found.x, expected.x)
+    assert found.model.features == columns[:3]
+    (compared,) = compare("logistic", df, ["lbfgs"], 0.5, **named, penalty=L2(0.1)).results.values()
+    assert_allclose(compared.fun, expected.fun, rtol=1e-12)

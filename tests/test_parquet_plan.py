@@ -1,5 +1,6 @@
 """Parquet: the driver deals out row groups, and a reader turns them into blocks."""
 
+import logging
 import pickle
 
 import numpy as np
@@ -88,9 +89,35 @@ def test_any_files_are_read_once_in_order(tmp_path_factory, sizes, group_rows, n
     assert max(abs(len(part) - share) for part in found) <= group_rows
 
 
-def test_with_more_partitions_than_row_groups_some_are_empty(tmp_path):
-    found = read(write(tmp_path, 20), n_partitions=5)
-    assert [len(labels(part)) for part in found] == [0, 10, 0, 10, 0]
+def test_a_row_group_that_is_larger_than_a_share_is_cut_where_shares_end(tmp_path):
+    path = write(tmp_path, 20, 5)  # groups of 10, 10 and 5 rows
+    found = [labels(part) for part in read(path, n_partitions=5)]
+    assert_array_equal(found, np.arange(25).reshape(5, 5))
+
+
+def test_with_more_partitions_than_rows_some_are_empty(tmp_path):
+    found = read(write(tmp_path, 3), n_partitions=5)
+    # The shares end behind row 3i/5, rounded down: 0, 1, 1, 2, 3.
+    assert [len(labels(part)) for part in found] == [0, 1, 0, 1, 1]
+
+
+def test_a_row_group_may_be_longer_than_what_is_decoded_at_once(tmp_path):
+    path = write(tmp_path, 20_000, group_rows=20_000)  # batches of 8,192 rows
+    found = [labels(part) for part in read(path, n_partitions=3)]
+    assert [len(part) for part in found] == [6666, 6667, 6667]
+    assert_array_equal(np.concatenate(found), np.arange(20_000))
+
+
+def test_many_cuts_of_a_row_group_are_warned_of_with_what_to_do(tmp_path, caplog):
+    path = write(tmp_path, 36, group_rows=18)
+    with caplog.at_level(logging.WARNING, logger="sparkdist"):
+        read(path, n_partitions=16)  # 8 tasks decode each of the two
+        assert caplog.messages == []
+        read(path, n_partitions=18)
+    (message,) = caplog.messages
+    assert f"row group 0 of {path}/part-0.parquet is cut among 9 partitions" in message
+    assert "2 row groups for 18 partitions are few" in message
+    assert "repartition" in message
 
 
 def test_columns_are_read_by_name_and_weights_if_asked(tmp_path):
@@ -123,6 +150,8 @@ def test_a_column_of_lists_is_read(tmp_path, kind):
     path = one_file(tmp_path, pa.array([[1, 2], [3, 4]], kind))
     ((block,),) = read(path, features="features")
     assert_array_equal(block.X, [[1, 2], [3, 4]])
+    (_,), (cut,) = read(path, 2, features="features")
+    assert_array_equal(cut.X, [[3, 4]])
 
 
 def test_a_column_of_vectors_as_spark_writes_them_is_read(tmp_path):
@@ -132,6 +161,8 @@ def test_a_column_of_vectors_as_spark_writes_them_is_read(tmp_path):
     ((block,),) = read(path, features="features")
     assert block.X.format == "csr"
     assert_array_equal(block.X.toarray(), [[1, 2, 3], [0, 4, 0], [1, 2, 3]])
+    (_,), (cut,) = read(path, 2, features="features")
+    assert_array_equal(cut.X.toarray(), [[0, 4, 0], [1, 2, 3]])
     ((block,),) = read(one_file(tmp_path, pa.array([dense] * 2, VECTOR)), features="features")
     assert_array_equal(block.X, [[1, 2, 3], [1, 2, 3]])
 
@@ -243,7 +274,6 @@ def test_files_without_rows_are_bad_data(tmp_path):
         plan(write(tmp_path, 0, 0), ["a"], "label", None, 2)
 
 
-def test_there_must_be_features_and_partitions(tmp_path):
+def test_there_must_be_features(tmp_path):
     path = write(tmp_path, 10)
     assert problems(path, [])[0].startswith("the list of feature columns is empty")
-    assert problems(path, n_partitions=0) == ("n_partitions must be at least 1; it is 0",)

@@ -16,7 +16,7 @@ from sparkdist.objectives import Objective
 from sparkdist.spark.dataset import Dataset
 from sparkdist.spark.failures import told_plainly
 from sparkdist.spark.ingest import PORTION, Handle
-from sparkdist.spark.jobs import interruptible
+from sparkdist.spark.jobs import run_job
 from sparkdist.spark.visit import Missing, visit
 
 if TYPE_CHECKING:
@@ -97,7 +97,7 @@ class AggregateEngine:
             finally:
                 shared.destroy()
 
-        return interruptible(context, job)
+        return run_job(context, job)
 
     def _in_order(self, work: Work) -> Partial:
         return functools.reduce(operator.add, self._dataset.visit(work))

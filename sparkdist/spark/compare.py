@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from numbers import Real
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -17,14 +18,17 @@ from sparkdist.errors import InvalidCall
 from sparkdist.problem import MeanLoss, as_objective, pose
 from sparkdist.result import Result
 from sparkdist.spark.aggregate import AggregateEngine
-from sparkdist.spark.dataset import Dataset, as_dataset
+from sparkdist.spark.dataset import Dataset
+from sparkdist.spark.given import as_dataset, problems_of_data
 from sparkdist.spark.minimize import minimize
+from sparkdist.spark.sources import refuse_connect
 from sparkdist.spark.stochastic import NAMES
 
 __all__ = ["compare"]
 
 #: Points of a stochastic run at which the objective is worked out afterwards: a pass each.
 _POINTS = 25
+_COLUMNS = ("features", "label", "weight")
 Call: TypeAlias = dict[str, Any]
 
 
@@ -50,7 +54,8 @@ def compare(
     target
         A value of the objective, penalty included.
     **options
-        For all methods: penalty, intercept ...
+        For all methods: penalty, intercept ...; and of a DataFrame the columns ``features``,
+        ``label`` and ``weight``.
 
     Returns
     -------
@@ -67,18 +72,38 @@ def compare(
     InvalidCall
         As :func:`minimize`; and for a dict of options that says no method that there is.
     """
-    named = methods if isinstance(methods, Mapping) else {name: {} for name in methods}
-    if not named:
-        raise InvalidCall("compare", ["there is no method to compare"])
+    refuse_connect(data)
+    columns = {name: options.pop(name) for name in _COLUMNS if name in options}
+    named, problems = _named(methods)
+    problems += problems_of_data(data, columns)
+    if not isinstance(target, Real):
+        problems.append(f"target is {target!r}; it must be a value of the objective")
+    if problems:
+        raise InvalidCall("compare", problems)
     curves, results = [], {}
     with ExitStack() as stack:
-        dataset = as_dataset(data, stack)
+        dataset = as_dataset(data, stack, columns)
         for name, own in named.items():
             call = {"method": name, "progress": False, **options, **own}
             run = _stochastic if call["method"] in NAMES else _exact
             curve, results[name] = run(name, objective, dataset, w0, call)
             curves.append(curve)
     return Comparison(target, curves, results)
+
+
+def _named(methods: Any) -> tuple[Mapping[str, Mapping[str, Any]], list[str]]:
+    """Return the options of each method by its name, and what is wrong with them."""
+    if isinstance(methods, Mapping):
+        named = methods
+    elif isinstance(methods, Sequence) and not isinstance(methods, str):
+        named = {name: {} for name in methods}
+    else:
+        rule = 'it must be a list of names, ["lbfgs", "downpour"], or a dict of options by name'
+        return {}, [f"methods is {methods!r}; {rule}"]
+    if not named:
+        return {}, ["there is no method to compare"]
+    wrong = [name for name, own in named.items() if not isinstance(own, Mapping)]
+    return named, [f"methods[{name!r}] is {named[name]!r}; it must be a dict" for name in wrong]
 
 
 def _exact(name: str, objective: Any, data: Dataset, w0: Any, call: Call) -> tuple[Curve, Result]:

@@ -21,7 +21,7 @@ from sparkdist.server.supervisor import Supervisor
 from sparkdist.spark.dataset import Dataset
 from sparkdist.spark.failures import told_plainly
 from sparkdist.spark.ingest import PORTION
-from sparkdist.spark.network import task_slots
+from sparkdist.spark.network import ANY_PORT, task_slots
 from sparkdist.spark.resident_task import Part, TaskSetup, work_at
 from sparkdist.spark.seat import Seat
 
@@ -34,11 +34,12 @@ _LOOK = 0.5
 
 
 class Options(NamedTuple):
-    """How long the workers wait for passes, and a pass for workers; what their messages hold."""
+    """How long workers wait for passes, a pass for workers; what messages hold; the ports."""
 
     idle: float
     patience: float
     messages: str = "<f8"
+    ports: tuple[int, int] = ANY_PORT
 
 
 class Crew:
@@ -130,8 +131,8 @@ class Crew:
         the user's function, would otherwise stay as the workers know it.
         """
         if self._seat is None:
-            options = self._options
-            self._seat = Seat(self._dataset.context, options.idle, options.messages)
+            context, (idle, _, messages, ports) = self._dataset.context, self._options
+            self._seat = Seat(context, idle, messages, ports)
         if self._job is not None:
             self._server.ask("end")
             self._job.end(False)

@@ -7,7 +7,6 @@ import logging
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
-from types import TracebackType
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
@@ -20,14 +19,17 @@ from sparkdist.errors import BadData, InvalidCall, PassFailed
 from sparkdist.objectives import Objective
 from sparkdist.spark import parquet, sources
 from sparkdist.spark.failures import told_plainly
+from sparkdist.spark.found import merge_labels, refuse_bad
 from sparkdist.spark.from_rows import blocks_of_elements
-from sparkdist.spark.ingest import MAX_LABELS, Handle, keep
-from sparkdist.spark.jobs import interruptible
+from sparkdist.spark.ingest import Handle, keep
+from sparkdist.spark.jobs import run_job
+from sparkdist.spark.network import has_stopped, n_executors
 from sparkdist.spark.residency import forget
+from sparkdist.spark.slices import share
 from sparkdist.spark.transport import acknowledge_at_once
 from sparkdist.spark.visit import Missing, visit
 
-__all__ = ["Dataset", "as_dataset"]
+__all__ = ["Dataset"]
 
 logger = logging.getLogger(__name__)
 
@@ -97,10 +99,12 @@ class Dataset:
         self.n_partitions = self._handles.getNumPartitions()
         #: The resident engine's workers, while there are any.
         self.crew: Crew | None = None
+        #: What is there for ingesting again, and nothing else; closed with the dataset.
+        self._source = ExitStack()
         try:
             with told_plainly("reading the data"):
-                found = interruptible(self.context, self._handles.collect)
-            _refuse_bad(found)
+                found = run_job(self.context, self._handles.collect)
+            refuse_bad(found)
         except BaseException:  # Ctrl-C too: nobody else could remove what is there
             self._sweep()
             raise
@@ -111,7 +115,7 @@ class Dataset:
         self.n_features = int(filled[0].n_features or 0)
         self.weight_sum = sum(handle.weight_sum for handle in filled)
         self.unit_weights = all(handle.unit_weights for handle in filled)
-        self.labels = _merge_labels(filled)
+        self.labels = merge_labels(filled)
 
     @classmethod
     def from_dataframe(
@@ -186,15 +190,17 @@ class Dataset:
 
         The path, a file, a directory, a list of files or a URI that pyarrow knows, must mean the
         same on the driver and on every executor.  Row groups are dealt out in order to
-        ``n_partitions`` partitions (default: ``spark.sparkContext.defaultParallelism``).
+        ``n_partitions`` partitions (default: ``spark.sparkContext.defaultParallelism``).  One with
+        more rows than a partition's share is cut by rows: each of its tasks decodes it as far as
+        its own last row, because Parquet cannot be entered in the middle of a row group.
         Columns, ``dtype`` and errors are those of :meth:`from_dataframe`.
         """
-        sources.refuse_connect(spark)
         problems: list[str] = []
         kind = sources.find_dtype(dtype, problems)
-        n = n_partitions or spark.sparkContext.defaultParallelism
+        context = sources.context_of_session("from_parquet", spark, problems)
+        n = sources.find_count(n_partitions, context.defaultParallelism, problems)
         reader, splits = parquet.plan(path, features, label, weight, n, problems)
-        return cls._ingest(spark.sparkContext.parallelize(splits, n), reader.blocks, kind, features)
+        return cls._ingest(context.parallelize(splits, n), reader.blocks, kind, features)
 
     @classmethod
     def from_libsvm(
@@ -233,8 +239,14 @@ class Dataset:
         """
         problems: list[str] = []
         kind = sources.find_dtype(dtype, problems)
-        rdd = sources.parallelize(spark, X, y, weight, n_partitions, problems)
-        return cls._ingest(rdd, blocks_of_elements, kind)
+        context = sources.context_of_session("from_arrays", spark, problems)
+        n = sources.find_count(n_partitions, context.defaultParallelism, problems)
+        slices = sources.slices_of_arrays(X, y, weight, n, problems)
+        with ExitStack() as stack:
+            rdd = share(context, slices, n, stack)
+            dataset = cls._ingest(rdd, blocks_of_elements, kind)
+            dataset._source = stack.pop_all()
+        return dataset
 
     @classmethod
     def _ingest(
@@ -261,7 +273,7 @@ class Dataset:
         self.free_slots()
         with told_plainly("a pass"):
             answers = self.handles.mapPartitions(functools.partial(visit, work))
-            found = interruptible(self.context, answers.collect)
+            found = run_job(self.context, answers.collect)
         missing = [answer.partition for answer in found if isinstance(answer, Missing)]
         again = iter(self.rebuild(work, missing))
         return [next(again) if isinstance(answer, Missing) else answer for answer in found]
@@ -331,11 +343,12 @@ class Dataset:
             return
         self._handles.foreach(_forget)
         self._handles.unpersist()
+        self._source.close()
 
     @property
     def _stopped(self) -> bool:
         """Whether the SparkContext is gone, and the blocks with it."""
-        return self.context._jsc is None
+        return has_stopped(self.context)
 
     def _sweep(self) -> None:
         """Remove what an ingest that failed has left, where a task can be had.
@@ -344,17 +357,14 @@ class Dataset:
         """
         n, name = max(self.n_partitions, self.context.defaultParallelism), self.name
         self._handles.unpersist()
+        if not n_executors(self.context):  # none has come, and the job would wait for one
+            return
         self.context.parallelize(range(n), n).foreach(lambda _: forget(name))
 
     def __enter__(self) -> Dataset:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.unpersist()
 
     def __repr__(self) -> str:
@@ -362,15 +372,6 @@ class Dataset:
             f"Dataset({self.n_rows:,} rows x {self.n_features:,} features"
             f" in {self.n_partitions} partitions)"
         )
-
-
-def as_dataset(data: Dataset | DataFrame | RDD[Any], stack: ExitStack) -> Dataset:
-    """Ingest what is not a Dataset yet, until the end of the stack."""
-    if isinstance(data, Dataset):
-        return data
-    if isinstance(data, DataFrame):
-        return stack.enter_context(Dataset.from_dataframe(data))
-    return stack.enter_context(Dataset.from_rdd(data))
 
 
 def _new_name() -> str:
@@ -383,30 +384,3 @@ def _each(handles: Iterable[Handle]) -> Iterable[Handle]:
 
 def _forget(handle: Handle) -> None:
     forget(handle.place.dataset, handle.place.directory)
-
-
-def _refuse_bad(handles: Sequence[Handle]) -> None:
-    """Raise one BadData for everything that is wrong with the partitions."""
-    problems = [handle.problem for handle in handles if handle.problem]
-    filled = [handle for handle in handles if handle.n_rows]
-    if not problems and not filled:
-        raise BadData("the data has no rows; an objective needs at least one")
-    for handle in filled:
-        if handle.n_features != filled[0].n_features and not handle.problem:
-            problems.append(
-                f"partition {handle.place.partition} has {handle.n_features} features, partition"
-                f" {filled[0].place.partition} has {filled[0].n_features}"
-            )
-    if not problems and not sum(handle.weight_sum for handle in filled) > 0:
-        problems.append("the weights of all rows are 0")
-    if problems:
-        more = f"\n  and {len(problems) - 5} more partitions" if len(problems) > 5 else ""
-        listed = "\n  ".join(problems[:5])
-        raise BadData(f"rows that cannot be used (both counted from 0):\n  {listed}{more}")
-
-
-def _merge_labels(handles: Sequence[Handle]) -> tuple[float, ...] | None:
-    if any(handle.labels is None for handle in handles):
-        return None
-    labels = {label for handle in handles for label in handle.labels or ()}
-    return tuple(sorted(labels)) if len(labels) <= MAX_LABELS else None

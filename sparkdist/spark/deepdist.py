@@ -58,7 +58,7 @@ class DeepDist(Face):
     ----------
     model
         The model to start from.
-    checkpoint, folder, resume, seconds, restarts, certificate, key, plaintext
+    checkpoint, folder, resume, seconds, restarts, certificate, key, plaintext, port
         As in :class:`ModelServer`.
 
     Raises
@@ -83,12 +83,17 @@ class DeepDist(Face):
         certificate: str | Path | None = None,
         key: str | Path | None = None,
         plaintext: bool = False,
+        port: int | tuple[int, int] = 0,
     ):
         options = ServerOptions(
-            checkpoint, folder, resume, seconds, restarts, False, certificate, key, plaintext
+            checkpoint, folder, resume, seconds, restarts, False, certificate, key, plaintext, port
         )
         problems = options.problems()
-        self._skeleton = Skeleton.of(model, CloudPickler)
+        try:
+            self._skeleton = Skeleton.of(model, CloudPickler)
+        except Exception as error:  # pickling runs code of the model's own
+            what = f"the model is {describe(model)}, which cannot travel to the workers: {error}"
+            raise InvalidCall("DeepDist", [what, *problems]) from error
         w = np.empty(self._skeleton.layout.size, self._skeleton.dtype)
         self._skeleton.read(model, w)
         if not w.size:
@@ -146,7 +151,7 @@ class DeepDist(Face):
 
         Raises
         ------
-        InvalidCall, PassFailed, ServerDied, ServerUnavailable
+        InvalidCall, PassFailed, ServerDied, ServerUnavailable, WorkersMissing
         """
         supervisor = self._serving.supervisor
         if problems := _problems(rdd, gradient, descent, patience):

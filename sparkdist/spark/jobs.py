@@ -10,7 +10,9 @@ from typing import TypeVar
 
 from pyspark import InheritableThread, SparkContext
 
-__all__ = ["interruptible", "run_job"]
+from sparkdist.spark.first_task import FirstTask
+
+__all__ = ["run_job"]
 
 _LOOK_SECONDS = 0.2
 T = TypeVar("T")
@@ -24,16 +26,21 @@ def run_job(
     context: SparkContext,
     job: Callable[[], T],
     look: Callable[[], BaseException | None] = _nothing,
+    patience: float | None = None,
 ) -> T:
     """Run a job in a thread of its own, while ``look`` is called again and again.
 
     An exception that ``look`` returns, Ctrl-C, and the stop button of a notebook cancel the job:
     no task of it is left.  A job in the thread that is interrupted would run on, and py4j would
     have cut the connection on which it could be told to stop.
+
+    A job that gets no task slot is warned of; where there is no executor for ``patience``
+    seconds, it ends with WorkersMissing.
     """
     tag, done, failed = f"sparkdist-{uuid.uuid4().hex[:12]}", list[T](), list[BaseException]()
     # Not is_alive(): up to Python 3.12 a join that is interrupted marks the thread as ended.
     ended = threading.Event()
+    first = FirstTask(context, tag, patience)
 
     def run() -> None:
         try:
@@ -49,7 +56,7 @@ def run_job(
     try:
         while verdict is None and not ended.is_set():
             ended.wait(_LOOK_SECONDS)
-            verdict = look()
+            verdict = look() or first.look()
     finally:
         deadline = time.monotonic() + 30
         while not ended.is_set() and time.monotonic() < deadline:
@@ -60,10 +67,3 @@ def run_job(
     if failed:
         raise failed[0]
     return done[0]
-
-
-def interruptible(context: SparkContext, job: Callable[[], T]) -> T:
-    """Run a job so that Ctrl-C cancels it; Python interrupts its main thread alone."""
-    if threading.current_thread() is not threading.main_thread():
-        return job()
-    return run_job(context, job)

@@ -19,14 +19,15 @@ from sparkdist.objectives import Objective, UserLoss
 from sparkdist.problem import BoundsLike, Engine, Penalty, as_objective, pose
 from sparkdist.progress import Progress
 from sparkdist.result import Result
-from sparkdist.run import Run
+from sparkdist.solving import Solving
 from sparkdist.spark.aggregate import AggregateEngine
-from sparkdist.spark.dataset import Dataset, as_dataset
+from sparkdist.spark.dataset import Dataset
+from sparkdist.spark.given import as_dataset, problems_of_data
 from sparkdist.spark.network import context_of
 from sparkdist.spark.resident import IDLE, ResidentEngine, what_speaks_against
 from sparkdist.spark.scoring import model_of
 from sparkdist.spark.seat import Seat
-from sparkdist.spark.sources import describe, refuse_connect
+from sparkdist.spark.sources import refuse_connect
 from sparkdist.spark.stochastic import NAMES, descend, find_problems_of_options
 
 __all__ = ["minimize"]
@@ -41,6 +42,9 @@ def minimize(
     data: Dataset | DataFrame | RDD[Any],
     w0: ArrayLike | Mapping[str, ArrayLike] | None = None,
     *,
+    features: str | Sequence[str] | None = None,
+    label: str | None = None,
+    weight: str | None = None,
     method: str = "lbfgs",
     penalty: Penalty | None = None,
     bounds: BoundsLike | None = None,
@@ -68,8 +72,11 @@ def minimize(
         or CSR, y of shape (n,), and returns sums over these rows.  A function of four parameters
         gets the rows' weights too.
     data
-        A :class:`Dataset`; or a DataFrame with columns ``features`` and ``label``, or an RDD of
-        ``(x, y)``, which is then ingested for this call alone.
+        A :class:`Dataset`; or a DataFrame, or an RDD of ``(x, y)``, which is then ingested for
+        this call alone.
+    features, label, weight
+        Columns of a DataFrame, as :meth:`Dataset.from_dataframe` takes them: ``features`` and
+        ``label`` by default, and no weights.
     w0
         Where to start: an array or a dict of named arrays, ``result.x`` of an earlier run for
         a warm start.  Zeros by default, for :class:`MLP` its ``initial()``; required for a
@@ -125,6 +132,7 @@ def minimize(
     """
     began = time.perf_counter()
     refuse_connect(data)
+    columns = _named(features=features, label=label, weight=weight)
     loss, problems = _objective_or_problems(objective, w0)
     problems += find_problems(
         loss, method, penalty, bounds, options, tol=tol, max_iter=max_iter, on_server=NAMES
@@ -132,12 +140,12 @@ def minimize(
     if method in NAMES:
         exact = _given(tol, max_iter, bounds, deterministic and method != "sgd")
         problems += find_problems_of_options(method, options, exact)
-    problems += _engine_problems(engine, data) + _data_problems(data)
+    problems += _engine_problems(engine, data) + problems_of_data(data, columns)
     if loss is None or (problems and not isinstance(data, Dataset)):
         raise InvalidCall("minimize", problems)
     with ExitStack() as stack:
         seat = _early_seat(engine, method, data, stack)
-        dataset = as_dataset(data, stack)
+        dataset = as_dataset(data, stack, columns)
         problems += _weight_problems(loss, dataset)
         problem = pose(
             loss,
@@ -156,8 +164,8 @@ def minimize(
         dataset.refuse_labels(loss)
         sums = _make_engine(engine, dataset, deterministic, seat)
         with Progress(progress, f"sparkdist {method}") as bar:
-            run = Run(sums, problem, began, bar.show, callback)
-            result = run.solve(method, {"tol": tol, "max_iter": max_iter, **options})
+            solving = Solving(sums, problem, began, bar.show, callback)
+            result = solving.solve(method, {"tol": tol, "max_iter": max_iter, **options})
     result.model = model_of(loss, result.x, dataset)
     return result
 
@@ -171,10 +179,9 @@ def _engine_problems(engine: Any, data: Any) -> list[str]:
     )
 
 
-def _data_problems(data: Any) -> list[str]:
-    if isinstance(data, Dataset | DataFrame | RDD):
-        return []
-    return [f"data is {describe(data)}; it must be a Dataset, a DataFrame or an RDD"]
+def _named(**columns: Any) -> dict[str, Any]:
+    """Those that were given."""
+    return {role: name for role, name in columns.items() if name is not None}
 
 
 def _early_seat(engine: Any, method: str, data: Any, stack: ExitStack) -> Seat | None:

@@ -16,32 +16,34 @@ from sparkdist.blocks import Array
 from sparkdist.codecs import Codec
 from sparkdist.consistency import Consistency, asp
 from sparkdist.errors import InvalidCall
-from sparkdist.layout import Layout, Model
+from sparkdist.layout import Layout, Model, type_of
 from sparkdist.objectives import Objective
 from sparkdist.penalties import Penalty
 from sparkdist.problem import Problem, as_objective
 from sparkdist.progress import TrainingProgress
 from sparkdist.result import Result
-from sparkdist.server.coded import CodedGradient
+from sparkdist.server.coded import rule_of
 from sparkdist.server.rules import MeanGradient
-from sparkdist.spark.dataset import Dataset, as_dataset
+from sparkdist.spark.dataset import Dataset
+from sparkdist.spark.given import as_dataset
 from sparkdist.spark.outcome import of_objective, of_rows
 from sparkdist.spark.server_options import ServerOptions
 from sparkdist.spark.serving import Face, Serving, Watch
-from sparkdist.spark.sources import refuse_connect
+from sparkdist.spark.sources import describe, refuse_connect
 from sparkdist.spark.train import Coding, Loop
 from sparkdist.spark.training_plan import (
     TrainingPlan,
     misfits,
     problems_of_data,
     takes_rows,
+    unrepeatable,
     worker_of,
 )
 from sparkdist.spark.units import BlockWork, RowWork
 from sparkdist.updaters import Damping, Descent, Updater, adagrad
-from sparkdist.workers import Epochs, Whole, Worker, downpour
+from sparkdist.workers import Epochs, Whole, Worker, downpour, share_penalty
 
-__all__ = ["ModelServer", "type_of"]
+__all__ = ["ModelServer"]
 
 
 class ModelServer(Face):
@@ -99,6 +101,13 @@ class ModelServer(Face):
         PEM files for TLS; executors trust this certificate and no other.
     plaintext
         Run without TLS although Spark is set to encrypt, with a warning.
+    port
+        At which the server listens on ``spark.driver.host``, for a firewall that lets it through:
+        a number, a pair (first, last) of which the first free one is taken, or 0, where the
+        system chooses.
+    record
+        File for what the server does, in which order: :func:`sparkdist.simulate.replay` then
+        computes the run again, bit for bit.  Of one run, in which the server did not die.
 
     Raises
     ------
@@ -127,30 +136,30 @@ class ModelServer(Face):
         certificate: str | Path | None = None,
         key: str | Path | None = None,
         plaintext: bool = False,
+        port: int | tuple[int, int] = 0,
+        record: str | Path | None = None,
     ):
         options = ServerOptions(
             checkpoint, folder, resume, seconds, restarts, skip_not_finite,
-            certificate, key, plaintext,
+            certificate, key, plaintext, port, record,
         )  # fmt: skip
         self._updater = adagrad(0.1) if updater is None else updater
         self._consistency = asp() if consistency is None else consistency
-        self._layout, self._free = Layout.of(model), {*unpenalized, "intercept"}
-        problems = _problems(self._updater, self._consistency, penalty) + options.problems()
+        problems: list[str] = []
+        (self._layout, w), self._free = _start(model, problems), {*unpenalized, "intercept"}
+        problems += _problems(self._updater, self._consistency, penalty) + options.problems()
         problems += _problems_of_codec(codec, memory)
         if unknown := sorted(set(unpenalized) - set(self._layout.names)):
             problems.append(f"unpenalized names {unknown}; the model has {self._layout.names}")
-        w = self._layout.flatten(model).astype(type_of(model))
-        if not np.isfinite(w).all():
-            problems.append("the model has values that are NaN or infinite")
         if problems:
             raise InvalidCall("ModelServer", problems)
         self._w, self._clip, self._damping = w, clip, damping
         self._l1, self._l2 = (0.0, 0.0) if penalty is None else (penalty.l1, penalty.l2)
-        self._memory = memory
+        self._memory, self._stays = memory, not folder is resume is None
         self._codec = None if codec is None else codec.bind(self._layout)
         self._mask = self._mask_without(())
-        self._penalised = bool(self._l1 or self._l2) or self._updater.penalises
-        by_server = self._updater.takes_gradients and self._penalised
+        penalised = bool(self._l1 or self._l2) or self._updater.penalises
+        by_server = self._updater.takes_gradients and penalised
         self._on_server = self._mask if by_server else None
         rule = self._rule(self._on_server)
         most = None if self._codec is None else self._codec.max_bytes(w.size, w.dtype)
@@ -223,6 +232,7 @@ class ModelServer(Face):
             in_rounds=self._consistency.in_rounds, takes_gradients=self._updater.takes_gradients
         )
         problems += _several_reads(self._updater, worker)
+        problems += unrepeatable(worker) if self._stays else []
         plan = TrainingPlan(Epochs(batch_size, epochs, seed, worker), patience)
         if problems := plan.problems() + problems + problems_of_data(data, objective):
             raise InvalidCall("train", problems)
@@ -250,7 +260,7 @@ class ModelServer(Face):
         make_units = BlockWork(loss, self._w.dtype.str, plan.epochs)
         self._serving.run(handles, make_units, loop, plan.named(data.n_rows), watch)
         problem = Problem(loss, self._layout, self._w, self._mask, self._l1, self._l2)
-        return of_objective(self._serving, problem, data, watch)
+        return of_objective(self._serving, problem, data, watch, loop.worker.ensemble)
 
     def _train_on_rows(
         self, rows: RDD[Any], gradient: Any, plan: TrainingPlan, watch: Watch
@@ -289,9 +299,7 @@ class ModelServer(Face):
         """Descend with the penalty where ``mask`` is 1; nowhere if it is None."""
         l1, l2 = (0.0, 0.0) if mask is None else (self._l1, self._l2)
         descent = Descent(self._updater, l1, l2, mask, self._clip, self._damping)
-        if self._codec is None:
-            return MeanGradient(descent, self._layout, self._w.dtype.str)
-        return CodedGradient(descent, self._layout, self._w.dtype.str, self._codec)
+        return rule_of(descent, self._layout, self._w.dtype.str, self._codec)
 
     def _mask_without(self, biases: Sequence[str]) -> Array:
         """1 where the penalty acts, 0 where it does not."""
@@ -302,15 +310,28 @@ class ModelServer(Face):
 
     def _agree_on_penalty(self, worker: Worker, biases: Sequence[str]) -> Worker:
         """Let the server or the workers add the penalty, and keep it off an objective's biases."""
-        mask, penalised = self._mask_without(biases), self._penalised
-        on_server = None if worker.own_penalty or not penalised else mask
-        if on_server is not None and not self._updater.takes_gradients:
-            problem = f"{self._updater!r} takes differences, and {worker!r} pushes gradients"
-            raise InvalidCall("train", [f"{problem}: nobody could add the penalty"])
-        if penalised and not _same(on_server, self._on_server):
+        mask = self._mask_without(biases)
+        shared = share_penalty("train", worker, self._updater, self._l1, self._l2, mask)
+        worker, on_server = shared[0], mask if shared[1] else None
+        if not _same(on_server, self._on_server):
             self._serving.use(self._rule(on_server))
         self._mask, self._on_server = mask, on_server
-        return worker.penalised(self._l1, self._l2, mask) if penalised else worker
+        return worker
+
+
+def _start(model: Any, problems: list[str]) -> tuple[Layout, Array]:
+    """Return layout and vector of the model; what is none is added to ``problems``."""
+    try:
+        layout = Layout.of(model)
+        # Of None NumPy would make a NaN.
+        w = layout.flatten("None" if model is None else model).astype(type_of(model))
+    except (TypeError, ValueError):
+        rule = "it must be an array of numbers, or a dict of named ones"
+        problems.append(f"the model is {describe(model)}; {rule}")
+        return Layout.of(np.zeros(0)), np.zeros(0)
+    if not np.isfinite(w).all():
+        problems.append("the model has values that are NaN or infinite")
+    return layout, w
 
 
 def _several_reads(updater: Updater, worker: Worker) -> list[str]:
@@ -323,13 +344,6 @@ def _several_reads(updater: Updater, worker: Worker) -> list[str]:
 
 def _same(a: Array | None, b: Array | None) -> bool:
     return a is b if a is None or b is None else np.array_equal(a, b)
-
-
-def type_of(model: Any) -> str:
-    """Type of a model's vector: float32 if all its arrays are, else float64."""
-    arrays = model.values() if isinstance(model, Mapping) else [model]
-    single = all(np.asarray(array).dtype == np.float32 for array in arrays)
-    return "<f4" if single else "<f8"
 
 
 def _problems(updater: Any, consistency: Any, penalty: Any) -> list[str]:

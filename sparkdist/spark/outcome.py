@@ -13,6 +13,7 @@ from pyspark import RDD
 
 from sparkdist.blocks import Array, Partial
 from sparkdist.layout import Layout
+from sparkdist.model import ensemble_of
 from sparkdist.problem import MeanLoss, Problem
 from sparkdist.result import Result
 from sparkdist.solvers import pseudo_gradient
@@ -51,14 +52,21 @@ def of_server(serving: Serving, watch: Watch, **found: Any) -> Result:
     )
 
 
-def of_objective(serving: Serving, problem: Problem, data: Dataset, watch: Watch) -> Result:
-    """The result with objective and gradient at the final parameters: one pass over the data."""
+def of_objective(
+    serving: Serving, problem: Problem, data: Dataset, watch: Watch, ensemble: bool
+) -> Result:
+    """The result with objective and gradient at the final parameters: one pass over the data.
+
+    Its model has those parameters, or makes an ensemble of the workers' own.
+    """
     w = serving.parameters()[1].astype(np.float64)
     smooth = MeanLoss(AggregateEngine(data), problem, lambda *_: None)
     f, g = smooth(w)
     found = _with_penalty(problem.layout, w, f, g, problem.l1 * problem.mask)
     result = of_server(serving, watch, passes=smooth.passes, **found)
-    result.model = model_of(problem.objective, result.x, data)
+    states = serving.states() if ensemble else {}
+    x, shares = ensemble_of(states, problem.layout, w)
+    result.model = model_of(problem.objective, x, data, shares)
     return result
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import bisect
+import logging
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -16,16 +19,22 @@ from sparkdist.spark.sources import leaks
 
 __all__ = ["ParquetReader", "Split", "plan"]
 
+logger = logging.getLogger(__name__)
+
 _BATCH_ROWS = 8192
+#: Cuts of a row group above which they are warned of: decoding k cuts costs (k + 1) / 2 times one.
+_MANY = 8
 _VECTOR_FIELDS = ("type", "size", "indices", "values")
 
 
 class Split(NamedTuple):
-    """Some row groups of one file."""
+    """The rows from ``start`` to ``stop`` of a row group of a file."""
 
     filesystem: Any
     path: str
-    row_groups: list[int]
+    row_group: int
+    start: int
+    stop: int
 
 
 @dataclass(frozen=True)
@@ -41,13 +50,13 @@ class ParquetReader:
             yield from self.columns.blocks(self._batches(splits))
 
     def _batches(self, splits: Iterable[Split]) -> Iterator[pa.RecordBatch]:
-        for filesystem, path, row_groups in splits:
+        for filesystem, path, row_group, start, stop in splits:
             with filesystem.open_input_file(path) as file:
                 parquet = pq.ParquetFile(file)
                 batches = parquet.iter_batches(
-                    _BATCH_ROWS, row_groups, list(self.names), use_threads=False
+                    _BATCH_ROWS, [row_group], list(self.names), use_threads=False
                 )
-                yield from map(self._flat, batches)
+                yield from map(self._flat, _between(batches, start, stop))
 
     def _flat(self, batch: pa.RecordBatch) -> pa.RecordBatch:
         """Columns in the order of the names, a vector as its four fields."""
@@ -76,15 +85,13 @@ def plan(
     BadData
         If there are no rows.
     """
-    if n_partitions < 1:
-        problems = [*problems, f"n_partitions must be at least 1; it is {n_partitions}"]
     # On the driver alone: it brings pandas, for which a worker would wait 0.3 s.
     import pyarrow.dataset
 
     try:
         files = list(pyarrow.dataset.dataset(path, format="parquet").get_fragments())
         groups = [
-            (Split(file.filesystem, file.path, [group.id]), group.num_rows)
+            Split(file.filesystem, file.path, group.id, 0, group.num_rows)
             for file in files
             for group in file.row_groups
             if group.num_rows
@@ -105,15 +112,51 @@ def plan(
     return reader, _deal(groups, n_partitions)
 
 
-def _deal(groups: Sequence[tuple[Split, int]], n_partitions: int) -> list[list[Split]]:
-    splits: list[list[Split]] = [[] for _ in range(n_partitions)]
-    n_rows = sum(rows for _, rows in groups)
+def _between(batches: Iterable[pa.RecordBatch], start: int, stop: int) -> Iterator[pa.RecordBatch]:
+    """Keep the rows from ``start`` to ``stop``; those before are decoded, those behind are not."""
     before = 0
-    for split, rows in groups:
-        # A group belongs to the partition in which its middle row falls.
-        splits[int((before + rows / 2) * n_partitions / n_rows)].append(split)
+    for batch in batches:
+        low, high = max(start - before, 0), min(stop - before, batch.num_rows)
+        if low < high:
+            yield batch.slice(low, high - low)
+        before += batch.num_rows
+        if before >= stop:
+            return
+
+
+def _deal(groups: Sequence[Split], n_partitions: int) -> list[list[Split]]:
+    """Give each partition row groups; one that is larger than a share is cut where a share ends."""
+    splits: list[list[Split]] = [[] for _ in range(n_partitions)]
+    n_rows = sum(group.stop for group in groups)
+    ends = [(i + 1) * n_rows // n_partitions for i in range(n_partitions)]
+    before = 0
+    for group in groups:
+        rows, start = group.stop, 0
+        if rows * n_partitions <= n_rows:
+            # It belongs to the partition in which its middle row falls.
+            splits[int((before + rows / 2) * n_partitions / n_rows)].append(group)
+            start = rows
+        while start < rows:
+            at = bisect.bisect_right(ends, before + start)
+            stop = min(ends[at] - before, rows)
+            splits[at].append(group._replace(start=start, stop=stop))
+            start = stop
         before += rows
+    _warn_of_cuts(groups, splits)
     return splits
+
+
+def _warn_of_cuts(groups: Sequence[Split], splits: Sequence[Sequence[Split]]) -> None:
+    """Say that a row group is decoded by many tasks, each up to its own rows."""
+    cuts = Counter((split.path, split.row_group) for part in splits for split in part)
+    (path, row_group), most = cuts.most_common(1)[0]
+    if most > _MANY:
+        logger.warning(
+            "row group %d of %s is cut among %d partitions, each of which decodes it up to its own"
+            " rows; %d row groups for %d partitions are few: fewer n_partitions, from_dataframe"
+            " with repartition(...), or files of smaller row groups read faster",
+            row_group, path, most, len(groups), len(splits),
+        )  # fmt: skip
 
 
 def _reader(

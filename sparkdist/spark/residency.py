@@ -19,7 +19,6 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import TracebackType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -96,12 +95,7 @@ class BlockFile:
             _write_all(self._file.fileno(), memoryview(array).cast("B"), start)
         return {"dtype": array.dtype.str, "shape": array.shape, "start": start}
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
         try:
             if kind is None:
                 footer = json.dumps(self._blocks).encode()

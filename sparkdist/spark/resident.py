@@ -19,7 +19,7 @@ from sparkdist.objectives import Objective
 from sparkdist.spark.aggregate import AggregateEngine
 from sparkdist.spark.crew import Crew, Options
 from sparkdist.spark.dataset import Dataset
-from sparkdist.spark.network import driver_host, encryption_of
+from sparkdist.spark.network import driver_host, encryption_of, ports_of
 from sparkdist.spark.seat import Seat
 from sparkdist.spark.sources import find_dtype
 
@@ -53,6 +53,9 @@ class ResidentEngine:
     messages
         ``float64``, or ``float32`` for half the bytes a pass: parameters and each portion's
         gradient are rounded to 6e-8 relative, while sums, loss and weight stay float64.
+    port
+        Of the server that the workers talk to: a number, a pair (first, last) of which the first
+        free one is taken, or 0, where the system chooses.
     seat
         A server that was started while the data was ingested, with these options.
 
@@ -74,17 +77,19 @@ class ResidentEngine:
         idle: float = IDLE,
         patience: float = 120.0,
         messages: DTypeLike = "float64",
+        port: int | tuple[int, int] = 0,
         seat: Seat | None = None,
     ):
         problems: list[str] = []
         kind = find_dtype(messages, problems, "messages")
+        ports = ports_of(port, problems)
         if problems:
             raise InvalidCall("ResidentEngine", problems)
         self.dataset = dataset
         if not isinstance(dataset.crew, Crew):
             dataset.crew = Crew(dataset)
         self._crew: Crew = dataset.crew
-        self._options = Options(idle, patience, kind.str)
+        self._options = Options(idle, patience, kind.str, ports)
         if seat is not None:
             self._crew.take(seat, self._options)
         self._sent: tuple[Objective, bytes] | None = None

@@ -13,7 +13,7 @@ from pyspark.sql.pandas.functions import arrow_udf
 
 from sparkdist.blocks import Array, Block
 from sparkdist.errors import BadData, InvalidCall
-from sparkdist.model import Model
+from sparkdist.model import Model, labels_of, pooled_scores
 from sparkdist.objectives import Objective
 from sparkdist.spark.dataset import Dataset
 from sparkdist.spark.from_arrow import feature_matrix
@@ -61,7 +61,7 @@ class SparkModel(Model):
             problem = f"the model has {self.n_features} features, the data {dataset.n_features}"
             raise InvalidCall("evaluate", [problem])
         dataset.refuse_labels(self.objective)
-        shared = dataset.handles.context.broadcast((self.objective, self.flat()))
+        shared = dataset.handles.context.broadcast((self.objective, self.flat(), self.shares))
 
         def sums(partition: int, blocks: Iterator[Block]) -> Array:
             return np.sum([_sums(*shared.value, block) for block in blocks], axis=0)
@@ -106,10 +106,14 @@ class SparkModel(Model):
         return score
 
 
-def _sums(objective: Objective, w: Array, block: Block) -> Array:
+def _sums(objective: Objective, w: Array, shares: Sequence[float], block: Block) -> Array:
     """Sums of loss, error and weight over a block."""
-    total = objective.value_and_grad(w, block)
-    scores = objective.scores(w, block.X)
+    scores = pooled_scores(objective, w, block.X, shares)
+    if shares:  # the loss of a linear model whose features the scores are
+        unit, features = np.eye(objective.n_scores).ravel(), scores.reshape(len(scores), -1)
+        total = objective.of_scores.value_and_grad(unit, block._replace(X=features))
+    else:
+        total = objective.value_and_grad(w, block)
     predicted = objective.predict(scores)
     if not objective.classifies:
         wrong = (predicted - block.y) ** 2
@@ -129,12 +133,12 @@ def _arrow(values: Array) -> pa.Array:
     return pa.ListArray.from_arrays(offsets, np.ascontiguousarray(values).ravel())
 
 
-def model_of(loss: Objective, x: Any, dataset: Dataset) -> SparkModel:
-    """The model of parameters that were fitted to a dataset."""
-    binary = loss.classifies and dataset.labels is not None and -1.0 in dataset.labels
-    # The labels that the classes of a binary model have in the data.
-    labels = (-1.0, 1.0) if binary else (0.0, 1.0)
-    return SparkModel(loss, x, dataset.n_features, labels, dataset.features)
+def model_of(
+    loss: Objective, x: Any, dataset: Dataset, shares: tuple[float, ...] = ()
+) -> SparkModel:
+    """The model of parameters that were fitted to a dataset; with ``shares``, an ensemble."""
+    labels = labels_of(loss, dataset.labels)
+    return SparkModel(loss, x, dataset.n_features, labels, dataset.features, shares=shares)
 
 
 load = SparkModel.load

@@ -6,7 +6,6 @@ import secrets
 import threading
 from collections.abc import Callable
 from contextlib import ExitStack
-from types import TracebackType
 from typing import Any
 
 from pyspark import SparkContext
@@ -15,7 +14,7 @@ from pyspark.cloudpickle import dumps
 from sparkdist.errors import InvalidCall
 from sparkdist.server.pass_setup import PassSetup
 from sparkdist.server.supervisor import Supervisor, reserve_port
-from sparkdist.spark.network import bind_host, driver_host, encryption_of, hosts_of
+from sparkdist.spark.network import ANY_PORT, bind_host, driver_host, encryption_of, hosts_of
 
 __all__ = ["Seat"]
 
@@ -35,20 +34,28 @@ class Seat:
         Seconds without a pass after which the server sends its workers home.
     messages
         Type of vectors and gradients on the wire.
+    ports
+        The first and the last of those that it may have.
 
     Raises
     ------
     InvalidCall
-        If Spark is set to encrypt what this server would not.
+        If Spark is set to encrypt what this server would not, or all ports are taken.
     """
 
-    def __init__(self, context: SparkContext, idle: float, messages: str = "<f8"):
+    def __init__(
+        self,
+        context: SparkContext,
+        idle: float,
+        messages: str = "<f8",
+        ports: tuple[int, int] = ANY_PORT,
+    ):
         host = driver_host(context)
         if found := encryption_of(context.getConf(), host):
             problem = f"{', '.join(found)} is set, which its port would bypass"
             raise InvalidCall("engine='resident'", [f"{problem}; engine='aggregate' does not"])
         with ExitStack() as stack:
-            held = stack.enter_context(reserve_port(bind_host(context, host)))
+            held = stack.enter_context(reserve_port(bind_host(context, host), ports))
             bound, port = held.getsockname()[:2]
             self.where, self.token = (host, port), secrets.token_urlsafe(32)
             hosts = hosts_of(host, bound, port)
@@ -87,12 +94,7 @@ class Seat:
     def __enter__(self) -> Seat:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
     def _start(self) -> None:

@@ -15,7 +15,8 @@ from sparkdist.blocks import Array
 from sparkdist.errors import InvalidCall
 from sparkdist.server.checkpoint import holds_checkpoints, read_newest
 from sparkdist.server.rules import Rule
-from sparkdist.spark.network import encryption_of
+from sparkdist.spark.network import encryption_of, ports_of
+from sparkdist.spark.recording import problems_of_record
 
 __all__ = ["ServerOptions"]
 
@@ -37,6 +38,8 @@ class ServerOptions:
     certificate: str | Path | None = None
     key: str | Path | None = None
     plaintext: bool = False
+    port: int | tuple[int, int] = 0
+    record: str | Path | None = None
 
     def problems(self) -> list[str]:
         """Find what is wrong with them: a sentence for each problem."""
@@ -47,6 +50,8 @@ class ServerOptions:
             problems.append(f"seconds is {self.seconds!r}; it must be more than 0")
         if type(self.restarts) is not int or self.restarts < 0:
             problems.append(f"restarts is {self.restarts!r}; it must be an integer >= 0")
+        ports_of(self.port, problems)
+        problems += problems_of_record(self.record, self.resume)
         return problems + self._problems_of_places()
 
     def _problems_of_places(self) -> list[str]:
@@ -111,6 +116,7 @@ class ServerOptions:
             "certificate": None if self.certificate is None else Path(self.certificate).absolute(),
             "key": None if self.key is None else Path(self.key).absolute(),
             "restore": self.resume is not None,
+            "record": self.record is not None,
         }
 
     def certificate_text(self) -> str | None:

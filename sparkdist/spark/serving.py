@@ -10,7 +10,6 @@ import secrets
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack
-from types import TracebackType
 from typing import Any, TypeVar
 
 from pyspark import RDD, SparkContext
@@ -27,7 +26,8 @@ from sparkdist.server import page
 from sparkdist.server.rules import Rule, model_entries
 from sparkdist.server.setup import Setup
 from sparkdist.server.supervisor import Supervisor, reserve_port
-from sparkdist.spark.network import bind_host, driver_host, hosts_of, task_slots
+from sparkdist.spark.network import bind_host, driver_host, hosts_of, ports_of, task_slots
+from sparkdist.spark.recording import keep_record
 from sparkdist.spark.server_options import ServerOptions
 from sparkdist.spark.train import Loop, Plan, run_job, unreachable_from, work
 from sparkdist.workers import Units
@@ -76,7 +76,8 @@ class Serving:
         options.refuse_bypassed_encryption(context.getConf(), host)
         options.refuse_other_checkpoints(self._state[0], self._state[2])
         with ExitStack() as stack:
-            held = stack.enter_context(reserve_port(bind_host(context, host)))
+            ports = ports_of(options.port, [])
+            held = stack.enter_context(reserve_port(bind_host(context, host), ports))
             bound, port = held.getsockname()[:2]
             self._where, self._token = (host, port), secrets.token_urlsafe(32)
             folder, leftovers = options.place(stack)
@@ -100,12 +101,7 @@ class Serving:
         logger.info("the live page of the model server is at %s", self._page(None))
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         if self._stack is not None:
             stack, self._stack = self._stack, None
             stack.close()
@@ -161,6 +157,10 @@ class Serving:
         """The server's books."""
         return self.supervisor.ask("status")
 
+    def states(self) -> dict[int, Array]:
+        """What each worker has to know, by partition, of those that say so."""
+        return self.supervisor.ask("states")
+
     def fit_to_slots(self, elements: RDD[Any]) -> RDD[Any]:
         """Make the partitions as few as can run at the same time, if they wait for each other."""
         if not self._consistency.waits:
@@ -200,7 +200,7 @@ class Serving:
         if run is None:
             return
         address = Address(*self._where, self._token, run, self._options.certificate_text())
-        self._refuse_unreachable(address)
+        self._refuse_unreachable(address, loop.patience)
         for_workers = Plan(address, self._entries, make_units, loop)
         job = elements.mapPartitionsWithIndex(functools.partial(work, for_workers))
         look = functools.partial(self._look, watch, n_workers, loop.patience)
@@ -212,6 +212,8 @@ class Serving:
             raise supervisor.died or self._with_fault(error) from error
         else:
             look()
+            if self._options.record is not None:
+                keep_record(supervisor, self._options.record, plan)
 
     def _begin(self, n_workers: int, plan: dict[str, Any], state_bytes: int) -> str | None:
         """Open a run, or go on with the one of the checkpoint that is resumed.
@@ -219,6 +221,9 @@ class Serving:
         A program that is resumed makes its calls again; None for those that were over.
         """
         self._calls += 1
+        if self._calls > 1 and self._options.record is not None:
+            problem = f"{self._options.record} holds one run; another one needs a server of its own"
+            raise InvalidCall("train", [problem])
         wanted = {**plan, "workers": n_workers, "call": self._calls}
         run = secrets.token_hex(8)
         saved = self.status() if self._resuming else {"run": ""}
@@ -232,8 +237,8 @@ class Serving:
         self.supervisor.begin(run, n_workers, json.dumps(wanted), state_bytes)
         return run
 
-    def _refuse_unreachable(self, address: Address) -> None:
-        if not self._reached and (problem := unreachable_from(self.context, address)):
+    def _refuse_unreachable(self, address: Address, patience: float) -> None:
+        if not self._reached and (problem := unreachable_from(self.context, address, patience)):
             raise ServerUnavailable(problem)
         self._reached = True
 
@@ -266,13 +271,8 @@ class Face:
         self._serving.__enter__()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._serving.__exit__(kind, error, trace)
+    def __exit__(self, *error: object) -> None:
+        self._serving.__exit__(*error)
 
     def status(self) -> dict[str, Any]:
         """The server's books: version, counts of pushes by fate, staleness, workers."""

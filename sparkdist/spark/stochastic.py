@@ -9,10 +9,15 @@ from typing import Any
 from scipy.optimize import OptimizeResult
 
 from sparkdist import methods, registry
+from sparkdist.errors import InvalidCall
+from sparkdist.layout import type_of
 from sparkdist.problem import Problem
 from sparkdist.result import Result
 from sparkdist.spark.dataset import Dataset
-from sparkdist.spark.model_server import ModelServer, type_of
+from sparkdist.spark.model_server import ModelServer
+from sparkdist.spark.server_options import ServerOptions
+from sparkdist.spark.training_plan import TrainingPlan
+from sparkdist.workers import Epochs, downpour
 
 __all__ = ["NAMES", "descend", "find_problems_of_options"]
 
@@ -37,10 +42,30 @@ def find_problems_of_options(
         for name in options
         if name not in known
     ]
+    problems += _problems_of_values(method, options)
     if exact:
         rule = f"{method} sees every row `epochs` times"
         problems.append(f"{', '.join(exact)} cannot be used with {method}: {rule}")
     return problems
+
+
+def _problems_of_values(method: str, options: Mapping[str, Any]) -> list[str]:
+    """Say what is wrong with the options of method, server and run that are numbers."""
+
+    def given(known: Any) -> dict[str, Any]:
+        return {name: options[name] for name in known if name in options}
+
+    make, problems = registry.get(methods, method), list[str]()
+    try:
+        make(**given(inspect.signature(make).parameters))
+    except InvalidCall as error:
+        problems += error.problems
+    except TypeError as error:  # something else where a number is compared
+        problems.append(f"{method}: an option is of the wrong type: {error}")
+    problems += ServerOptions(**given(ServerOptions.__dataclass_fields__)).problems()
+    numbers = {"batch_size": 64, "epochs": 1, "seed": 0} | given(("batch_size", "epochs", "seed"))
+    plan = TrainingPlan(Epochs(**numbers, worker=downpour()), options.get("patience", 300.0))
+    return problems + plan.problems()
 
 
 def descend(

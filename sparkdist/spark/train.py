@@ -79,10 +79,17 @@ def work(plan: Plan, partition: int, elements: Iterable[Any]) -> Iterator[int]:
     yield lost
 
 
-def unreachable_from(context: SparkContext, address: Address) -> str | None:
-    """Say why an executor cannot reach the server, or None; one small job."""
+def unreachable_from(context: SparkContext, address: Address, patience: float) -> str | None:
+    """Say why an executor cannot reach the server, or None; one small job.
+
+    Raises
+    ------
+    WorkersMissing
+        If there is no executor to be asked for ``patience`` seconds.
+    """
+    asking = context.parallelize([address], 1).map(unreachable)
     with told_plainly("asking an executor for the way to the model server"):
-        (problem,) = context.parallelize([address], 1).map(unreachable).collect()
+        (problem,) = jobs.run_job(context, asking.collect, patience=patience)
     return problem
 
 

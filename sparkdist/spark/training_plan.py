@@ -7,16 +7,22 @@ from dataclasses import dataclass
 from typing import Any
 
 from pyspark import RDD
-from pyspark.sql import DataFrame
 
 from sparkdist.errors import InvalidCall
 from sparkdist.layout import Layout
 from sparkdist.objectives import Objective
+from sparkdist.spark import given
 from sparkdist.spark.dataset import Dataset
-from sparkdist.spark.sources import describe
 from sparkdist.workers import Epochs, Worker, downpour
 
-__all__ = ["TrainingPlan", "misfits", "problems_of_data", "takes_rows", "worker_of"]
+__all__ = [
+    "TrainingPlan",
+    "misfits",
+    "problems_of_data",
+    "takes_rows",
+    "unrepeatable",
+    "worker_of",
+]
 
 
 @dataclass(frozen=True)
@@ -33,7 +39,8 @@ class TrainingPlan:
         problems = [
             f"{name} is {value!r}; it must be an integer >= {least}"
             for name, value in whole.items()
-            if type(value) is not int or value < (least := 0 if name == "seed" else 1)
+            for least in (0 if name == "seed" else 1,)
+            if type(value) is not int or value < least
         ]
         if not (isinstance(self.patience, int | float) and self.patience > 0):
             problems.append(f"patience is {self.patience!r}; it must be more than 0")
@@ -58,10 +65,19 @@ def worker_of(worker: Any, *of_downpour: Any) -> tuple[Worker, list[str]]:
     return worker, [problem] if own != downpour() else []
 
 
+def unrepeatable(worker: Worker) -> list[str]:
+    """Say why no other process could know the worker again: its repr has an address in it."""
+    if " at 0x" not in repr(worker):
+        return []
+    rule = "folder and resume need a worker that another process knows again, and a function is not"
+    cure = "give it a schedule of sparkdist.updaters, such as inverse_time(0.5, 0.1)"
+    return [f"{rule}: {cure}, or a dataclass of your own; the worker is {worker!r}"]
+
+
 def problems_of_data(data: Any, objective: Any) -> list[str]:
     """Find what is wrong with the data, and what does not go with the objective."""
-    if not isinstance(data, Dataset | DataFrame | RDD):
-        return [f"data is {describe(data)}; it must be a Dataset, a DataFrame or an RDD"]
+    if problems := given.problems_of_data(data):
+        return problems
     if not isinstance(data, RDD) and takes_rows(objective):
         return ["gradient(model, rows) is for an RDD; of a dataset f(w, X, y) gets arrays"]
     return []

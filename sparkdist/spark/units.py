@@ -92,22 +92,16 @@ class RowWork:
         if value is None:
             raise BadGradient(
                 "gradient(model, rows) must return the model's arrays, summed over the rows, or"
-                f" (loss_sum, those); the model is {_describe(self.layout)}, it returned"
+                f" (loss_sum, those); the model is {self.layout}, it returned"
                 f" {_describe_found(found)}"
             )
         return Gradient(value, float(len(rows)), len(rows), loss)
 
 
-def _describe(layout: Layout) -> str:
-    if layout.names:
-        return "a dict of " + ", ".join(f"{name}{shape}" for name, shape in layout.shapes)
-    return f"an array of shape {layout.shapes[0][1]}"
-
-
 def _describe_found(found: Any) -> str:
     try:
         if not isinstance(found, tuple | list):
-            return _describe(Layout.of(found))
+            return str(Layout.of(found))
     except ValueError:
         pass
     names = f" with the names {list(found)}" if isinstance(found, Mapping) else ""

@@ -1,0 +1,38 @@
+"""What may be given as data: a Dataset, or something that becomes one for the time of a call."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import ExitStack
+from typing import Any
+
+from pyspark import RDD
+from pyspark.sql import DataFrame
+
+from sparkdist.spark.dataset import Dataset
+from sparkdist.spark.sources import describe
+
+__all__ = ["as_dataset", "problems_of_data"]
+
+
+def problems_of_data(data: Any, columns: Mapping[str, Any] | None = None) -> list[str]:
+    """Find what is wrong with the data; ``columns`` are those that were named, by their role."""
+    if not isinstance(data, Dataset | DataFrame | RDD):
+        return [f"data is {describe(data)}; it must be a Dataset, a DataFrame or an RDD"]
+    if columns and not isinstance(data, DataFrame):
+        named, kind = ", ".join(columns), type(data).__name__
+        return [f"{named} can only be given with a DataFrame, whose columns they name, not {kind}"]
+    return []
+
+
+def as_dataset(
+    data: Dataset | DataFrame | RDD[Any],
+    stack: ExitStack,
+    columns: Mapping[str, Any] | None = None,
+) -> Dataset:
+    """Ingest what is not a Dataset yet, until the end of the stack."""
+    if isinstance(data, Dataset):
+        return data
+    if isinstance(data, DataFrame):
+        return stack.enter_context(Dataset.from_dataframe(data, **(columns or {})))
+    return stack.enter_context(Dataset.from_rdd(data))
