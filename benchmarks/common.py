@@ -23,14 +23,14 @@ os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
-def start_session(memory: str = "6g", **conf: str) -> Any:
-    """Start a quiet session on two threads; of names in ``conf`` a dot is written as ``__``."""
+def start_session(memory: str = "6g", master: str = "local[2]", **conf: str) -> Any:
+    """Start a quiet session, on two threads; of names in ``conf`` a dot is written as ``__``."""
     from pyspark.sql import SparkSession
 
     more = {name.replace("__", "."): value for name, value in conf.items()}
     return (
         SparkSession.builder.config(map=more)
-        .master("local[2]")
+        .master(master)
         .appName("sparkdist benchmark")
         .config("spark.driver.memory", memory)
         .config("spark.ui.enabled", "false")
@@ -145,8 +145,14 @@ def _descendants(root: int) -> list[int]:
     return found
 
 
-def report(name: str, title: str, rows: list[dict[str, Any]], notes: Sequence[str] = ()) -> None:
-    """Print a table and write it, with machine and versions, as JSON."""
+def report(
+    name: str,
+    title: str,
+    rows: list[dict[str, Any]],
+    notes: Sequence[str] = (),
+    show: bool = True,
+) -> None:
+    """Write a table, with machine and versions, as JSON; and print it."""
     packages = ("sparkdist", "pyspark", "numpy", "scipy", "pyarrow", "scikit-learn")
     content = {
         "title": title,
@@ -158,7 +164,8 @@ def report(name: str, title: str, rows: list[dict[str, Any]], notes: Sequence[st
     }
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / f"{name}.json").write_text(json.dumps(content, indent=1) + "\n")
-    print(f"\n{markdown(content)}\n")
+    if show:
+        print(f"\n{markdown(content)}\n")
 
 
 def markdown(content: dict[str, Any]) -> str:
