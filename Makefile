@@ -30,8 +30,8 @@ check: venv ## format, lint, types and the tests that need no JVM: under a minut
 
 test: venv ## all tests but the slow ones, with Spark: on both cores, a file to a process
 	@tools/setup.sh browser >/dev/null
-	PYTHONHASHSEED=0 $(SPARK) $(PY) -m pytest -q -n 2 --dist loadfile -m "not slow and not cluster and not compose"
-	$(SPARK) $(PY) -m pytest -q -m "cluster and not slow"
+	PYTHONHASHSEED=0 $(SPARK) $(PY) -m pytest -q -n 3 --dist loadfile -m "not slow and not cluster and not compose"
+	PYTHONHASHSEED=0 $(SPARK) $(PY) -m pytest -q -n 2 --dist loadfile -m "cluster and not slow"
 
 test-all: venv ## every test, at full strength
 	@tools/setup.sh browser >/dev/null
@@ -44,6 +44,7 @@ bench: venv ## run every benchmark, then write the tables of the README from the
 	@for bench in benchmarks/bench_*.py; do \
 		echo "$$bench" && $(SPARK) $(PY) "$$bench" || exit 1; \
 	done
+	$(PY) benchmarks/plots.py
 	$(PY) benchmarks/tables.py
 
 docs: venv ## build the site of the documentation into build/site

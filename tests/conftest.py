@@ -14,6 +14,7 @@ for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):  # before NumPy reads t
 import numpy as np
 import pyspark
 import pytest
+from pyspark import SparkConf, SparkContext
 from pyspark.sql import SparkSession
 
 from sparkdist import datasets
@@ -31,16 +32,19 @@ FULL = os.environ.get("SPARKDIST_FULL") == "1"
 #: Two threads; two threads with retries; two executor processes, which Spark starts anew if lost.
 LOCAL, RETRYING, CLUSTER = "local[2]", "local[2,4]", "local-cluster[2,1,1024]"
 
-#: What makes a local session cheaper: a JVM for short lives (a third less CPU), and task input
-#: without TCP's delays.  Executor processes are tested as users have them.
-_QUICK = {
-    "spark.driver.extraJavaOptions": "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC",
-    "spark.python.unix.domain.socket.enabled": "true",
-}
+#: A JVM for short lives: a third less CPU.  ``java`` reads it where a test starts one by itself.
+QUICK_JAVA = {"JDK_JAVA_OPTIONS": "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC"}
+
+#: Task input without TCP's delays, for local sessions: clusters are tested as users have them.
+_QUICK = {"spark.python.unix.domain.socket.enabled": "true"}
 
 
 def start_session(master: str, folder: Path, **conf: str) -> SparkSession:
     """Start a quiet session whose blocks lie below ``folder``."""
+    # What a JVM is started with is the default of all sessions that come after it in a process.
+    of_all = SparkConf(loadDefaults=False)
+    of_all.set("spark.driver.extraJavaOptions", QUICK_JAVA["JDK_JAVA_OPTIONS"])
+    SparkContext._ensure_initialized(conf=of_all)
     builder = SparkSession.builder.master(master).appName("sparkdist tests")
     settings = {
         "spark.ui.enabled": "false",
@@ -60,8 +64,15 @@ def start_session(master: str, folder: Path, **conf: str) -> SparkSession:
 
 
 @pytest.fixture(scope="session")
-def start() -> Iterator[Callable[..., SparkSession]]:
+def start(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., SparkSession]]:
     """``start_session``, which stops the session before it: a process has one at a time."""
+    # Executors of local-cluster write into $SPARK_HOME/work, below names that have the second
+    # in which they were started: processes that test side by side need a Spark each.
+    home = tmp_path_factory.mktemp("spark-home")
+    for entry in Path(os.environ["SPARK_HOME"]).iterdir():
+        if entry.name != "work":
+            (home / entry.name).symlink_to(entry)
+    os.environ["SPARK_HOME"] = str(home)
 
     def restart(master: str, folder: Path, **conf: str) -> SparkSession:
         _stop()
@@ -69,8 +80,7 @@ def start() -> Iterator[Callable[..., SparkSession]]:
 
     yield restart
     _stop()
-    # Executors of local-cluster write here.
-    shutil.rmtree(Path(os.environ["SPARK_HOME"]) / "work", ignore_errors=True)
+    shutil.rmtree(home / "work", ignore_errors=True)
 
 
 def _stop() -> None:

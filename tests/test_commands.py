@@ -131,18 +131,15 @@ def test_every_family_and_every_member_is_listed():
     assert names == {"constant", "cosine", "inverse_time", "linear_scaling", "step_decay", "warmup"}
 
 
-def test_every_member_has_a_summary_and_a_source_where_there_is_one():
+def test_every_member_has_a_summary_and_a_source():
     members = [member for family in methods.families().values() for member in family]
     assert all(member.summary.endswith((".", "?")) for member in members)
-    # Steepest descent is older than the papers of its step rules, which gd chooses from.
-    assert {member.name for member in members if not member.source} <= {"gd"}
+    assert [member.name for member in members if not member.source] == []
 
 
-def test_a_source_is_the_paragraph_that_says_so_or_the_sentence_with_a_year():
+def test_a_source_is_the_paragraph_that_says_so():
     assert methods._source("Do it.\n\nSource: A, B\n2001, C.\n\nMore.") == "A, B 2001, C."
-    dated = "Do it.\n\nA and B, J. Sci. Comput. 16 (1995), in C. With a change.\n\nIn 2001."
-    assert methods._source(dated) == "A and B, J. Sci. Comput. 16 (1995), in C."
-    assert methods._source("Do it.\n\nIt takes 3,138 passes.") == ""
+    assert methods._source("Do it.\n\nA and B, J. Sci. Comput. 16 (1995).") == ""
 
 
 def test_a_new_family_is_found_and_a_folder_that_is_none_is_not(tmp_path, monkeypatch):
@@ -190,7 +187,7 @@ def test_the_width_is_that_of_the_terminal(monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("name", "heads", "phrase"),
     [
-        ("sgd", ["methods.sgd(n_push:", "updaters.sgd(rate:"], "w <- w - rate g"),
+        ("sgd", ["methods.sgd(n_push: int", "updaters.sgd(rate:"], "w <- w - rate g"),
         ("SquaredHinge", ["objectives.SquaredHinge("], "max(0, 1 - s m)^2"),
         ("cosine", ["updaters.cosine(rate:"], "arXiv:1608.03983"),
         ("L2", ["penalties.L2(strength:"], "Half the squared Euclidean norm"),

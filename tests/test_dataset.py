@@ -311,9 +311,9 @@ def test_a_dataset_says_its_size_and_remembers_its_columns(spark):
         (
             {"X": TABLE.X, "y": TABLE.y[1:], "weight": TABLE.weight, "n_partitions": 0},
             [
+                "n_partitions must be a whole number of at least 1; it is 0",
                 "X must be (n, d) and y (n,); they are (29, 5) and (28,)",
                 "weight must have the shape of y, (28,); it is (29,)",
-                "n_partitions must be at least 1; it is 0",
             ],
         ),
         ({"X": TABLE.y, "y": TABLE.y}, ["X must be (n, d) and y (n,); they are (29,) and (29,)"]),

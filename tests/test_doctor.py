@@ -1,4 +1,7 @@
-"""The doctor in real sessions: local, under spark-submit, on executor processes, and lied to."""
+"""The doctor in real sessions: local, on executor processes, and lied to.
+
+Under spark-submit it is in test_jobs.py.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,7 @@ from pyspark.sql import SparkSession
 from sparkdist.commands import _facts, doctor
 from sparkdist.commands._finding import FIX, NOTE, OK, Finding
 from sparkdist.spark import network
-from tests.conftest import CLUSTER
+from tests.conftest import CLUSTER, QUICK_JAVA
 from tests.test_house import ROOT
 
 pytestmark = pytest.mark.spark
@@ -98,6 +101,7 @@ def test_settings_are_read_off_the_session(stays):
 def test_a_master_that_spark_does_not_know_is_a_line_and_no_traceback():
     done = subprocess.run(
         [sys.executable, "-m", "sparkdist", "doctor", "--master", "nonsense"],
+        env=os.environ | QUICK_JAVA,
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -107,21 +111,6 @@ def test_a_master_that_spark_does_not_know_is_a_line_and_no_traceback():
     assert "[JAVA_GATEWAY_EXITED]" in done.stdout  # why is in what the JVM itself has printed
     assert "Traceback" not in done.stdout + done.stderr
     assert done.stdout.splitlines()[-1] == "1 to fix"
-
-
-def test_as_a_job_it_has_the_jobs_own_configuration():
-    submit = [str(Path(sys.executable).parent / "spark-submit"), "--master", "local[3]"]
-    done = subprocess.run(
-        [*submit, "--conf", "spark.speculation=true", str(ROOT / "jobs" / "doctor.py")],
-        env=os.environ | {"SPARK_CONF_DIR": str(ROOT / "tools" / "spark-conf")},
-        capture_output=True,
-        text=True,
-        timeout=200,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "3 task slots on 1 executor" in done.stdout
-    assert "speculation is on" in done.stdout
-    assert done.stdout.splitlines()[-1] == "nothing to fix"
 
 
 @pytest.mark.cluster

@@ -306,7 +306,7 @@ def test_float32_travels_as_such_and_becomes_float64_exactly(spark):
     wide = random_block(40, 3, seed=2)
     narrow = single(wide)
     for given, dtype in ((narrow, "float32"), (wide, "float64")):
-        sent = sources.parallelize(spark, given.X, given.y, None, 2).collect()
+        sent = list(sources.slices_of_arrays(given.X, given.y, None, 2))
         assert {block.X.dtype for block in sent} == {np.dtype(dtype)}
     with Dataset.from_arrays(spark, narrow.X, narrow.y, n_partitions=2) as data:
         blocks = collect(data)
@@ -351,8 +351,11 @@ def from_no_text(spark: SparkSession, folder: Path) -> Dataset:
         (from_no_rdd, ["an RDD is needed, not a list"]),
         (from_no_dataframe, ["a DataFrame of Spark is needed, not a list"]),
         (from_no_column, ["there is no column 'x'", "there is no column 'y'"]),
-        (from_unequal_arrays, ["X must be (n, d)", "n_partitions must be at least 1"]),
-        (from_no_file, ["n_partitions must be at least 1", "cannot read"]),
+        (
+            from_unequal_arrays,
+            ["X must be (n, d)", "n_partitions must be a whole number of at least 1"],
+        ),
+        (from_no_file, ["n_partitions must be a whole number of at least 1", "cannot read"]),
         (from_no_parquet_column, ["there is no column 'features'"]),
         (from_no_text, []),
     ],

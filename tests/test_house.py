@@ -9,12 +9,10 @@ from __future__ import annotations
 import ast
 import importlib
 import inspect
-import io
 import os
 import re
 import subprocess
 import sys
-import tokenize
 from collections.abc import Iterator
 from importlib.metadata import distribution
 from pathlib import Path
@@ -29,6 +27,7 @@ else:
     import tomli as tomllib
 
 import sparkdist
+from benchmarks.lines import code_lines
 
 ROOT = Path(__file__).resolve().parent.parent
 FILES = {
@@ -44,8 +43,8 @@ PAGES = [
 ]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
-#: A room is a folder or a file right under sparkdist/.  Everybody may open these five ...
-CORE = {"blocks", "errors", "layout", "registry", "skeleton"}
+#: A room is a folder or a file right under sparkdist/.  Everybody may open these six ...
+CORE = {"blocks", "errors", "fields", "layout", "registry", "skeleton"}
 #: ... and a family, which is pure, nothing else but itself.
 FAMILIES = {"codecs", "consistency", "objectives", "penalties", "solvers", "updaters"}
 PURE = FAMILIES | {"datasets"}
@@ -333,28 +332,7 @@ def test_a_name_without_a_docstring_is_seen():
 
 # --- sizes ----------------------------------------------------------------------------------
 
-NO_CODE = {
-    tokenize.COMMENT,
-    tokenize.NL,
-    tokenize.NEWLINE,
-    tokenize.INDENT,
-    tokenize.DEDENT,
-    tokenize.ENDMARKER,
-}
 FUNCTION_LINES, FILE_LINES = 40, 250
-
-
-def code_lines(source: str) -> set[int]:
-    """Numbers of the lines that hold code: not blank, no comment, no docstring."""
-    lines: set[int] = set()
-    for token in tokenize.generate_tokens(io.StringIO(source).readline):
-        if token.type not in NO_CODE:
-            lines |= set(range(token.start[0], token.end[0] + 1))
-    for node in ast.walk(ast.parse(source)):
-        holder = isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef)
-        if holder and ast.get_docstring(node, clean=False) is not None:
-            lines -= set(range(node.body[0].lineno, node.body[0].end_lineno + 1))
-    return lines
 
 
 def too_long(source: str, name: str) -> list[str]:

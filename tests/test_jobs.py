@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import runpy
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -24,11 +25,14 @@ from sklearn.linear_model import LogisticRegression
 import sparkdist
 from sparkdist import commands
 from sparkdist.blocks import Array
+from tests.conftest import QUICK_JAVA
 
 pytestmark = pytest.mark.spark
 
 ROOT = Path(__file__).resolve().parents[1]
 N, D = 80, 3
+#: Where a pass is not the point: the same bits, and a Spark job less for each.
+RESIDENT = ["--engine", "resident"]
 
 
 def make_table() -> tuple[Array, Array]:
@@ -49,13 +53,22 @@ def optimum() -> float:
 
 # --- by spark-submit --------------------------------------------------------------------------
 
+#: What only a job that spark-submit has started can have: doctor.py is to see it.
+CONF = ["--master", "local[2]", "--conf", "spark.speculation=true"]
 
-def submit(job: str, *arguments: object) -> subprocess.CompletedProcess[str]:
-    """Run a job as a user does, with logging as in ``make demo``."""
-    command = [str(Path(sys.executable).parent / "spark-submit"), "--master", "local[2]"]
-    quiet = {"SPARK_CONF_DIR": str(ROOT / "tools" / "spark-conf")}
+
+class Submitted(NamedTuple):
+    """What came of a job."""
+
+    status: str
+    printed: list[str]
+
+
+def submit(*program: str) -> subprocess.CompletedProcess[str]:
+    """Run a program as a user does, with logging as in ``make demo``."""
+    quiet = {"SPARK_CONF_DIR": str(ROOT / "tools" / "spark-conf"), **QUICK_JAVA}
     return subprocess.run(
-        [*command, str(ROOT / "jobs" / job), *map(str, arguments)],
+        [str(Path(sys.executable).parent / "spark-submit"), *CONF, *program],
         env=os.environ | quiet,
         capture_output=True,
         text=True,
@@ -69,61 +82,108 @@ def complaints(run: subprocess.CompletedProcess[str]) -> list[str]:
     return [line for line in run.stderr.splitlines() if not line.startswith(jvm)]
 
 
+def write_inputs(folder: Path) -> dict[str, list[object]]:
+    """Write what the jobs read; give each job by a name, with its arguments."""
+    (folder / "t.csv").write_text("a,b,label\n1,2,0\n3,4,1\n")
+    how = ["--method", "newton_cg", "--tol", "1e-8", *RESIDENT]
+    known = ["--l2", "1e-3", "--expect", "0.33334075206872", "--output", folder / "model"]
+    scores = ["--model", folder / "model", "--data", "a9a-test", "--output", folder / "scores"]
+    return {
+        "train": ["train.py", "--data", "a9a", "--test-data", "a9a-test", *how, *known],
+        "predict": ["predict.py", *scores],
+        "word2vec": ["word2vec.py", "--epochs", "8", "--words", "government"],
+        "doctor": ["doctor.py"],
+        "no column": ["train.py", "--data", folder / "t.csv", "--label", "income"],
+    }
+
+
 @pytest.fixture(scope="module")
-def model(folder: Path) -> tuple[Path, subprocess.CompletedProcess[str]]:
-    """A-L2 of DESIGN, trained with the embedded data."""
-    path = folder / "model"
-    how = ["--method", "newton_cg", "--tol", "1e-8", "--expect", "0.33334075206872"]
-    data = ["--data", "a9a", "--test-data", "a9a-test", "--l2", "1e-3"]
-    return path, submit("train.py", *data, *how, "--output", path)
-
-
-def test_training_on_the_embedded_data_reaches_the_known_optimum(model):
-    path, run = model
-    assert run.returncode == 0, run.stderr
-    assert "logistic by newton_cg" in run.stdout
-    assert "32,561 rows x 123 features" in run.stdout
-    assert "0.33334075206872  reached" in run.stdout
-    assert "error rate 0.14882" in run.stdout
+def jobs(folder: Path) -> dict[str, Submitted]:
+    """All jobs, in one JVM: it takes longer to start than most of them."""
+    wanted = write_inputs(folder)
+    calls = [[str(ROOT / "jobs" / str(job)), *map(str, more)] for job, *more in wanted.values()]
+    run = submit(str(ROOT / "tests" / "several_jobs.py"), json.dumps(calls))
+    found = re.findall(r"^\[\d\]\n(.*?)^\[exit status (\w+)\]$", run.stdout, re.S | re.M)
+    assert len(found) == len(wanted), run.stdout + run.stderr
     assert complaints(run) == []
+    assert str(run.returncode) == found[-1][1]  # spark-submit hands it on
+    return {
+        name: Submitted(status, printed.splitlines())
+        for name, (printed, status) in zip(wanted, found, strict=True)
+    }
+
+
+def test_training_on_the_embedded_data_reaches_the_known_optimum(jobs, folder):
+    status, lines = jobs["train"]
+    printed = "\n".join(lines)
+    assert status == "0", printed
+    assert "logistic by newton_cg" in printed
+    assert "32,561 rows x 123 features" in printed
+    assert "0.33334075206872  reached" in printed
+    assert "error rate 0.14882" in printed
     files = {"history.json", "history.png", "model.json", "model.safetensors"}
-    assert {file.name for file in path.iterdir()} == files
-    metrics = json.loads((path / "model.json").read_text())["metrics"]
+    assert {file.name for file in (folder / "model").iterdir()} == files
+    metrics = json.loads((folder / "model" / "model.json").read_text())["metrics"]
     assert_allclose(metrics["objective"], 0.33334075206872, rtol=1e-10)
     assert_allclose(metrics["test"]["error_rate"], 0.14882, atol=5e-6)
-    history = json.loads((path / "history.json").read_text())
+    history = json.loads((folder / "model" / "history.json").read_text())
     assert len(history["fun"]) == len(history["seconds"]) == len(history["passes"])
 
 
-def test_the_model_predicts_the_embedded_test_set(model, tmp_path):
-    path, _ = model
-    run = submit("predict.py", "--model", path, "--data", "a9a-test", "--output", tmp_path / "out")
-    assert run.returncode == 0, run.stderr
-    assert complaints(run) == []
-    table = pq.read_table(tmp_path / "out", columns=["label", "prediction"])
+def test_the_model_predicts_the_embedded_test_set(jobs, folder):
+    status, lines = jobs["predict"]
+    assert status == "0", lines
+    table = pq.read_table(folder / "scores", columns=["label", "prediction"])
     assert table.num_rows == 16281
     wrong = table["label"].to_numpy() != table["prediction"].to_numpy()
     assert_allclose(wrong.mean(), 0.14882, atol=5e-6)
 
 
-def test_a_run_that_does_not_converge_exits_with_1(tmp_path):
-    dump_svmlight_file(X, Y, str(tmp_path / "table"), zero_based=False)
-    files = ["--data", tmp_path / "table", "--output", tmp_path / "model"]
-    run = submit("train.py", *files, "--max-iter", 1)
-    assert run.returncode == 1, run.stderr
-    assert "converged  NO: max_iter was reached first" in run.stdout
-    assert (tmp_path / "model" / "model.json").exists()
+def test_a_column_that_is_not_there_exits_with_2_and_one_clear_line(jobs):
+    assert jobs["no column"] == Submitted(
+        "2",
+        [
+            "sparkdist.train: from_dataframe: 1 problem",
+            "  - there is no column 'income'; there are a, b, label",
+        ],
+    )
 
 
-def test_a_column_that_is_not_there_exits_with_2_and_one_clear_line(tmp_path):
-    (tmp_path / "t.csv").write_text("a,b,label\n1,2,0\n3,4,1\n")
-    run = submit("train.py", "--data", tmp_path / "t.csv", "--label", "income")
-    assert run.returncode == 2
-    assert run.stdout.splitlines() == [
-        "sparkdist.train: from_dataframe: 1 problem",
-        "  - there is no column 'income'; there are a, b, label",
+def test_the_doctor_as_a_job_has_the_jobs_own_configuration(jobs):
+    status, lines = jobs["doctor"]
+    printed = "\n".join(lines)
+    assert status == "0", printed
+    assert "2 task slots on 1 executor" in printed
+    assert "speculation is on" in printed
+    assert lines[-1] == "nothing to fix"
+
+
+def test_word2vec_is_the_program_of_deepdists_readme(jobs):
+    status, lines = jobs["word2vec"]
+    assert status == "0", lines
+    first, *epochs, last, near = lines
+    # The bundled Lee corpus; the vocabulary is gensim's, of words that occur 5 times.
+    assert first.startswith("1,750 words, 300 articles; loss ")
+    assert [line.rpartition("s, ")[2] for line in epochs] == [
+        f"{8 * epoch} updates so far" for epoch in range(1, 9)
     ]
-    assert complaints(run) == []
+    before, after = (float(line.rpartition(" ")[2]) for line in (first, last))
+    assert after <= 1.02 * gensim_alone(8)
+    assert after < before
+    assert near.startswith("government: ")
+
+
+def gensim_alone(epochs: int) -> float:
+    """The loss that gensim reaches in one process, by the job's own measure."""
+    from gensim.models.word2vec import Word2Vec
+    from gensim.test.utils import datapath
+    from gensim.utils import simple_preprocess
+
+    job = runpy.run_path(str(ROOT / "jobs" / "word2vec.py"))
+    with open(datapath("lee_background.cor")) as file:
+        texts = [simple_preprocess(line) for line in file]
+    model = Word2Vec(texts, vector_size=50, epochs=epochs, workers=1, seed=0)
+    return job["mean_loss"](model, texts)
 
 
 # --- by main, in this process's session -------------------------------------------------------
@@ -169,7 +229,7 @@ FEATURES = {
 @pytest.mark.parametrize("write", FEATURES)
 def test_every_format_is_trained_on_and_scored(write, run_job, tmp_path, capsys):
     data, model = write(tmp_path), tmp_path / "model"
-    how = ["--l2", "0.1", "--tol", "1e-9", "--expect", repr(optimum())]
+    how = ["--l2", "0.1", "--tol", "1e-9", "--expect", repr(optimum()), *RESIDENT]
     assert run_job("train.py", *data, *how, "--output", model) == 0
     assert f"{N} rows x {D} features" in capsys.readouterr().out
     loaded = sparkdist.load(model)
@@ -186,6 +246,13 @@ def test_every_format_is_trained_on_and_scored(write, run_job, tmp_path, capsys)
     assert len(lines) == N
 
 
+def test_a_run_that_does_not_converge_exits_with_1(run_job, tmp_path, capsys):
+    how = ["--max-iter", 1, "--output", tmp_path / "model"]
+    assert run_job("train.py", *write_libsvm(tmp_path), *how) == 1
+    assert "converged  NO: max_iter was reached first" in capsys.readouterr().out
+    assert (tmp_path / "model" / "model.json").exists()
+
+
 OPTIONS = [
     (["--l1", "0.01"], "logistic by owlqn", {}),
     (["--objective", "softmax", "--intercept"], "softmax by lbfgs", {"n_classes": 2}),
@@ -198,7 +265,7 @@ OPTIONS = [
 def test_options_reach_the_objective_and_the_solver(
     options, head, arguments, run_job, tmp_path, capsys
 ):
-    more = ["--l2", "0.1", "--deterministic", "--output", tmp_path / "model"]
+    more = ["--l2", "0.1", "--deterministic", *RESIDENT, "--output", tmp_path / "model"]
     assert run_job("train.py", *write_parquet(tmp_path), *options, *more) == 0
     assert head in capsys.readouterr().out
     description = json.loads((tmp_path / "model" / "model.json").read_text())
@@ -211,6 +278,29 @@ def test_an_expected_optimum_that_is_missed_is_an_error(run_job, tmp_path, capsy
     how = ["--l2", "0.1", "--expect", wrong, "--output", tmp_path / "model"]
     assert run_job("train.py", *write_libsvm(tmp_path), *how) == 1
     assert "MISSED, relative difference -1.0e-06" in capsys.readouterr().out
+
+
+def test_features_that_training_has_not_seen_are_told_with_the_remedy(run_job, tmp_path, caplog):
+    dump_svmlight_file(X[:, :2], Y, str(tmp_path / "narrow"), zero_based=False)
+    dump_svmlight_file(X, Y, str(tmp_path / "wide"), zero_based=False)
+    files = ["--data", tmp_path / "narrow", "--test-data", tmp_path / "wide"]
+    how = ["--max-iter", 1, "--output", tmp_path / "model"]
+    assert run_job("train.py", *files, *how) == 2
+    assert "wide' has more than 2 features: say with --n-features how many" in caplog.text
+    assert "Traceback" not in caplog.text
+    assert run_job("train.py", *files, "--n-features", 3, *how) == 1
+
+
+def test_a_pattern_is_read_and_not_looked_for_as_a_folder(run_job, spark, tmp_path, capsys):
+    for name in ("a", "b"):
+        dump_svmlight_file(X, Y, str(tmp_path / f"{name}.libsvm"), zero_based=False)
+    looks = "spark.sql.streaming.fileStreamSink.ignoreMetadata"  # where Spark would, and log it
+    assert spark.conf.get(looks) == "false"
+    how = ["--n-features", 3, "--max-iter", 1, "--output", tmp_path / "model"]
+    assert run_job("train.py", "--data", tmp_path / "*.libsvm", *how) == 1
+    assert f"{2 * N} rows x {D} features" in capsys.readouterr().out
+    assert spark.conf.get(looks) == "true"
+    spark.conf.unset(looks)
 
 
 def test_without_an_output_some_rows_are_shown(run_job, tmp_path, capfd):
@@ -274,7 +364,7 @@ def test_a_model_server_trains_from_the_command_line(how, command, tmp_path, cap
 
 def test_the_report_of_an_exact_method_is_json_too(command, tmp_path, capsys):
     files = [*write_libsvm(tmp_path), "--output", tmp_path / "model"]
-    how = ["--l2", "0.1", "--tol", "1e-9", "--engine", "resident", "--expect", repr(optimum())]
+    how = ["--l2", "0.1", "--tol", "1e-9", "--expect", repr(optimum()), *RESIDENT]
     assert command("train", *files, *how, "--json") == 0
     found = json.loads(capsys.readouterr().out)
     assert_allclose(found["fun"], optimum(), rtol=1e-10)
@@ -285,7 +375,7 @@ def test_the_report_of_an_exact_method_is_json_too(command, tmp_path, capsys):
 
 @pytest.mark.parametrize("write", FEATURES)
 def test_features_are_kept_in_single_precision_if_asked(write, command, tmp_path, capsys):
-    how = ["--l2", "0.1", "--tol", "1e-5", "--dtype", "float32", "--json"]
+    how = ["--l2", "0.1", "--tol", "1e-5", "--dtype", "float32", "--json", *RESIDENT]
     assert command("train", *write(tmp_path), *how, "--output", tmp_path / "model") == 0
     found = json.loads(capsys.readouterr().out)
     # float32 rounds the features to 6e-8 of their size: the optimum is another one, but near.
@@ -315,31 +405,3 @@ def test_predictions_are_not_overwritten_unless_asked(run_job, tmp_path, caplog)
     assert run_job("predict.py", *scores, "--overwrite") == 0
     assert run_job("predict.py", "--model", tmp_path / "no", *data[:2]) == 2
     assert "is not a model folder of sparkdist" in caplog.text
-
-
-def test_word2vec_is_the_program_of_deepdists_readme() -> None:
-    done = submit("word2vec.py", "--epochs", "8", "--words", "government")
-    assert done.returncode == 0, done.stderr
-    first, *epochs, last, near = done.stdout.splitlines()
-    # The bundled Lee corpus; the vocabulary is gensim's, of words that occur 5 times.
-    assert first.startswith("1,750 words, 300 articles; loss ")
-    assert [line.rpartition("s, ")[2] for line in epochs] == [
-        f"{8 * epoch} updates so far" for epoch in range(1, 9)
-    ]
-    before, after = (float(line.rpartition(" ")[2]) for line in (first, last))
-    assert after <= 1.02 * gensim_alone(8)
-    assert after < before
-    assert near.startswith("government: ")
-
-
-def gensim_alone(epochs: int) -> float:
-    """The loss that gensim reaches in one process, by the job's own measure."""
-    from gensim.models.word2vec import Word2Vec
-    from gensim.test.utils import datapath
-    from gensim.utils import simple_preprocess
-
-    job = runpy.run_path(str(ROOT / "jobs" / "word2vec.py"))
-    with open(datapath("lee_background.cor")) as file:
-        texts = [simple_preprocess(line) for line in file]
-    model = Word2Vec(texts, vector_size=50, epochs=epochs, workers=1, seed=0)
-    return job["mean_loss"](model, texts)

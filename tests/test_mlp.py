@@ -21,7 +21,7 @@ from sparkdist.errors import InvalidCall, ModelFileError
 from sparkdist.objectives import MLP, Logistic, Softmax, Squared
 from sparkdist.penalties import L2
 from sparkdist.problem import as_objective, pose
-from sparkdist.run import Run
+from sparkdist.solving import Solving
 from tests.in_memory import InMemory
 
 NETWORKS = [
@@ -295,8 +295,8 @@ def posed(network, w0=None, problems=None, **given):
 def train(network, block, method="lbfgs", w0=None, penalty=None, **options):
     """As minimize does, without Spark."""
     problem = posed(network, w0, penalty=penalty)
-    run = Run(InMemory(block), problem, time.perf_counter(), lambda *seen: None, None)
-    return run.solve(method, {"tol": 1e-6, "max_iter": 500, **options})
+    solving = Solving(InMemory(block), problem, time.perf_counter(), lambda *seen: None, None)
+    return solving.solve(method, {"tol": 1e-6, "max_iter": 500, **options})
 
 
 XOR = Block(np.array([[0.0, 0], [0, 1], [1, 0], [1, 1]]), np.array([0.0, 1, 1, 0]), np.ones(4))

@@ -18,6 +18,8 @@ from numpy.testing import assert_allclose
 from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
 
+from tests.conftest import QUICK_JAVA
+
 BOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
 NAMES = ["01_quickstart", "02_model_server", "03_exact_or_async", "04_lbfgs_on_images"]
 #: What a plain `jupyter lab` does not have.
@@ -25,12 +27,16 @@ OURS = ("SPARK_HOME", "SPARK_CONF_DIR", "SPARK_LOCAL_IP", "PYSPARK_PYTHON", "PYS
 
 
 def start_kernel(**more: str) -> tuple[KernelManager, BlockingKernelClient]:
-    """Start a kernel as a plain `jupyter lab` does: nothing is set for Spark but where Java is."""
-    env = {name: value for name, value in os.environ.items() if name not in OURS}
+    """Start a kernel in the environment of a plain `jupyter lab`."""
     found: tuple[KernelManager, BlockingKernelClient] = start_new_kernel(
-        kernel_name="python3", env=env | more
+        kernel_name="python3", env=plain_environment() | more
     )
     return found
+
+
+def plain_environment() -> dict[str, str]:
+    """Nothing is set for Spark but where Java is, and that its JVM is to start soon."""
+    return {name: value for name, value in os.environ.items() if name not in OURS} | QUICK_JAVA
 
 
 # --- as they are kept -----------------------------------------------------------------------
@@ -124,9 +130,8 @@ def execute(book: Any, folder: Path) -> Any:
     """Run a notebook, in a folder of its own, and give it with its outputs."""
     client = NotebookClient(book, timeout=240, kernel_name="python3", resources={})
     client.resources["metadata"] = {"path": str(folder)}
-    env = {name: value for name, value in os.environ.items() if name not in OURS}
     more = {"SPARKDIST_FAST": "1", "IPYTHONDIR": str(folder / "ipython")}
-    return client.execute(env=env | more)
+    return client.execute(env=plain_environment() | more)
 
 
 def run(name: str, wanted: str, folder: Path) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from sparkdist.errors import BadGradient, InvalidCall, PassFailed, ServerUnavail
 from sparkdist.spark.network import bind_host, driver_host
 from sparkdist.spark.server_options import ServerOptions
 from sparkdist.updaters import adagrad, inverse_time, sgd
+from sparkdist.workers import local_sgd
 from tests.conftest import LOCAL
 
 pytestmark = pytest.mark.spark
@@ -279,6 +280,35 @@ def test_what_cannot_be_resumed_is_refused_before_anything_is_changed(
     with ModelServer(np.zeros(D), **options) as server:
         with pytest.raises(InvalidCall, match="batch_size was 10 and is 20"):
             server.train(data, "logistic", batch_size=20, epochs=3)
+
+
+def averaged(data: Dataset, rate: Any, callback: Any = None, **options: Any) -> Any:
+    worker = local_sgd(2, inner=sgd(rate))
+    with ModelServer(
+        np.zeros(D), updater=sgd(1.0), consistency=bsp(), checkpoint="every", **options
+    ) as server:
+        return server.train(data, "logistic", worker=worker, epochs=3, callback=callback)
+
+
+def test_a_schedule_that_no_other_process_knows_again_is_refused_where_a_checkpoint_stays(
+    data: Dataset, tmp_path: Path
+) -> None:
+    def schedule(t: int) -> float:
+        return 0.5 / (1 + 0.1 * t)
+
+    with pytest.raises(InvalidCall, match=r"schedule of sparkdist\.updaters"):
+        averaged(data, schedule, folder=tmp_path / "refused")
+    undisturbed = averaged(data, schedule)  # in a folder of its own, which nobody resumes
+
+    def die(status: dict[str, Any]) -> None:
+        if status["version"]:
+            raise KeyError("died")
+
+    with pytest.raises(KeyError):
+        averaged(data, inverse_time(0.5, 0.1), die, folder=tmp_path)
+    with pytest.raises(InvalidCall, match=r"schedule of sparkdist\.updaters"):
+        averaged(data, schedule, resume=tmp_path)
+    assert_array_equal(averaged(data, inverse_time(0.5, 0.1), resume=tmp_path).x, undisturbed.x)
 
 
 # --- TLS, and Spark's own encryption ----------------------------------------------------------

@@ -41,6 +41,13 @@ def _number(text: str) -> float:
     return number
 
 
+def _ports(text: str) -> int | tuple[int, int]:
+    ends = text.split("-")
+    if not all(end.isdecimal() and int(end) <= 65535 for end in ends) or len(ends) > 2:
+        raise argparse.ArgumentTypeError(f"it is {text!r}; it must be like 40000 or 40000-40015")
+    return int(text) if len(ends) == 1 else (int(ends[0]), int(ends[1]))
+
+
 #: Options of ModelServer and of its ``train`` that are read as they stand: type, default, help.
 OF_SERVER: dict[str, tuple[Callable[[str], Any], Any, str]] = {
     "batch_size": (_whole(1), 64, "rows of a gradient"),
@@ -58,6 +65,12 @@ OF_SERVER: dict[str, tuple[Callable[[str], Any], Any, str]] = {
     "certificate": (str, None, "PEM file for TLS between executors and server"),
     "key": (str, None, "PEM file that belongs to it"),
     "plaintext": (bool, False, "no TLS although Spark is set to encrypt"),
+    "port": (_ports, 0, "of the server: a number, a range 40000-40015, or 0 for any"),
+    "record": (
+        str,
+        None,
+        "file for what the server does, in which order: replay computes it again",
+    ),
 }
 
 
@@ -246,12 +259,12 @@ def _server_problems(
     from sparkdist.spark.model_server import ModelServer
     from sparkdist.spark.stochastic import find_problems_of_options
 
-    problems = find_problems_of_options(method, call, exact)
+    problems, of_server = find_problems_of_options(method, call, exact), list[str]()
     known = inspect.signature(ModelServer.__init__).parameters
-    with _collect(problems):
+    with _collect(of_server):
         own = {name: value for name, value in call.items() if name in known}
         ModelServer([0.0], penalty=penalty, **own)
-    return problems
+    return [*dict.fromkeys(problems + of_server)]
 
 
 @contextmanager

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import re
 from typing import Any
 
-__all__ = ["FORMATS", "add_labels", "add_source", "open_dataset"]
+__all__ = ["FORMATS", "add_labels", "add_source", "expect_pattern", "open_dataset"]
 
 #: Those of ``read_dataset``, which knows them only with PySpark.
 FORMATS = ("libsvm", "parquet", "csv")
+
+#: What Spark says of a sparse vector with more features than it was told of.
+_TOO_WIDE = re.compile(r"out of bounds for vector of size|exceeds the specified vector size")
 
 
 def add_source(group: Any, example: str, features: str) -> None:
@@ -45,15 +49,30 @@ def _columns(text: str) -> str | list[str]:
 def open_dataset(spark: Any, options: argparse.Namespace, data: str) -> Any:
     """Ingest train or test data as the options say."""
     import sparkdist
+    from sparkdist.errors import InvalidCall, PassFailed
 
-    return sparkdist.read_dataset(
-        spark,
-        data,
-        options.format,
-        features=options.features,
-        label=options.label,
-        weight=options.weight,
-        n_features=options.n_features,
-        n_partitions=options.partitions,
-        dtype=options.dtype,
-    )
+    expect_pattern(spark, data)
+    try:
+        return sparkdist.read_dataset(
+            spark,
+            data,
+            options.format,
+            features=options.features,
+            label=options.label,
+            weight=options.weight,
+            n_features=options.n_features,
+            n_partitions=options.partitions,
+            dtype=options.dtype,
+        )
+    except PassFailed as error:
+        if not _TOO_WIDE.search(str(error)):
+            raise
+        more = f"{data!r} has more than {options.n_features} features"
+        todo = "say with --n-features how many there are in all"
+        raise InvalidCall("train", [f"{more}: {todo}"]) from error
+
+
+def expect_pattern(spark: Any, data: str) -> None:
+    """Keep Spark from looking for a folder that is called as a pattern: it logs a page of Java."""
+    if set(data) & set("*?[{"):
+        spark.conf.set("spark.sql.streaming.fileStreamSink.ignoreMetadata", "true")

@@ -98,7 +98,8 @@ def as_text(found: Facts) -> str:
     size = f"{found['rows']:,} rows x {found['features']:,} features"
     partitions = f"in {found['partitions']} partitions, ingested in {found['ingested']:.1f} s"
     penalty = f"(with penalty: l1={found['l1']:g}, l2={found['l2']:g})"
-    verdict = f"{'yes' if found['success'] else 'NO'}: {found['message']}"
+    why = found["message"].removeprefix("converged; ")
+    verdict = f"{'yes' if found['success'] else 'NO'}: {why}"
     lines = {
         "data": f"{found['data']}: {size} {partitions}",
         "objective": f"{found['fun']:.14g}  {penalty}",

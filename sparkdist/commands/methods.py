@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import ast
-import difflib
 import importlib
 import inspect
 import json
@@ -21,6 +20,8 @@ from collections.abc import Iterator
 from itertools import zip_longest
 from pathlib import Path
 from typing import NamedTuple
+
+from sparkdist.registry import unknown
 
 __all__ = ["Member", "add_arguments", "as_table", "families", "run"]
 
@@ -115,13 +116,10 @@ def _members(path: Path, module: str, *, functions: bool = True) -> Iterator[Mem
 
 
 def _source(text: str) -> str:
-    """The paragraph "Source: ..." of a docstring; else its first sentence that has a year."""
-    paragraphs = [" ".join(paragraph.split()) for paragraph in text.split("\n\n")]
-    for paragraph in paragraphs:
-        if paragraph.startswith("Source: "):
-            return paragraph.removeprefix("Source: ")
-    dated = (re.match(r".*?\b(?:19|20)\d\d\b.*?\.(?=\s|$)", each) for each in paragraphs)
-    return next((match[0] for match in dated if match), "")
+    """The paragraph "Source: ..." of a docstring."""
+    paragraphs = (" ".join(paragraph.split()) for paragraph in text.split("\n\n"))
+    found = (each.removeprefix("Source: ") for each in paragraphs if each.startswith("Source: "))
+    return next(found, "")
 
 
 def as_table(family: str, members: list[Member], width: int) -> str:
@@ -147,7 +145,9 @@ def _page(family: str, member: Member) -> str:
     """Signature and docstring; only this imports it."""
     thing = getattr(importlib.import_module(member.module), member.public)
     home = member.module.rpartition(".")[0]
-    head = f"{home}.{member.public}{inspect.signature(thing)}"
+    # Annotations are strings, which inspect shows with their quotes.
+    signature = re.sub(r"(: |-> )'([^']*)'", r"\1\2", str(inspect.signature(thing)))
+    head = f"{home}.{member.public}{signature}"
     return f"{head}  ({family})\n\n{inspect.getdoc(thing)}"
 
 
@@ -158,9 +158,7 @@ def _as_json(found: dict[str, list[Member]]) -> str:
 
 def _unknown(name: str, found: dict[str, list[Member]]) -> str:
     known = sorted({member.name for members in found.values() for member in members})
-    close = difflib.get_close_matches(name, known, n=1)
-    hint = f" Did you mean {close[0]!r}?" if close else ""
-    return f"sparkdist.methods: there is no {name!r}; there are {', '.join(known)}.{hint}"
+    return f"sparkdist.methods: {unknown(name, known)}"
 
 
 def _plain(name: str) -> str:

@@ -35,6 +35,7 @@ def predict(spark: Any, options: argparse.Namespace) -> int:
     import sparkdist
 
     model = sparkdist.load(options.model)
+    _data.expect_pattern(spark, options.data)
     df = sparkdist.read_dataframe(spark, options.data, options.format, n_features=model.n_features)
     if not options.output:
         df = df.limit(10)  # before scoring: a show() that stops half-way breaks the worker's pipe
