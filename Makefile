@@ -1,6 +1,6 @@
 # The verbs of this project; `make` alone lists them.  Each one sets up what it needs first.
 
-DEMO_TRAIN = jobs/train.py --data a9a --test-data a9a-test --objective logistic --l2 1e-3 --tol 1e-9 \
+DEMO_TRAIN = jobs/train.py --data a9a --test-data a9a-test --objective logistic --l2 1e-3 --tol 1e-9 --engine auto \
 	--expect 0.33334075206872 --output model
 DEMO_PREDICT = jobs/predict.py --model model --data a9a-test
 
@@ -8,6 +8,9 @@ PY = .venv/bin/python
 # Commands that start a JVM go through this: it finds Java and this checkout's Spark.
 SPARK = tools/with-spark.sh
 SUBMIT = $(SPARK) spark-submit --master 'local[2]'
+
+# A file to a process, in the order that tests/conftest.py gives them.
+FILES = --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
 .PHONY: help venv demo check test test-all test-compose bench docs notebooks format clean
@@ -30,8 +33,8 @@ check: venv ## format, lint, types and the tests that need no JVM: under a minut
 
 test: venv ## all tests but the slow ones, with Spark: on both cores, a file to a process
 	@tools/setup.sh browser >/dev/null
-	PYTHONHASHSEED=0 $(SPARK) $(PY) -m pytest -q -n 3 --dist loadfile -m "not slow and not cluster and not compose"
-	PYTHONHASHSEED=0 $(SPARK) $(PY) -m pytest -q -n 2 --dist loadfile -m "cluster and not slow"
+	PYTHONHASHSEED=0 $(SPARK) $(PY) -m pytest -q -n 3 $(FILES) -m "not slow and not cluster and not compose"
+	PYTHONHASHSEED=0 $(SPARK) $(PY) -m pytest -q -n 2 $(FILES) -m "cluster and not slow"
 
 test-all: venv ## every test, at full strength
 	@tools/setup.sh browser >/dev/null

@@ -63,6 +63,16 @@ def start_session(master: str, folder: Path, **conf: str) -> SparkSession:
     return builder.getOrCreate()
 
 
+#: Files whose few tests take a minute or more: begun last they would keep one process alone.
+_LONG = ("notebooks", "readme", "notebook_interrupt", "jobs", "minimize", "resident", "deepdist",
+         "speculation", "two_namespaces", "server_speculation")  # fmt: skip
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the long files first; the order within a file stays."""
+    items.sort(key=lambda item: item.path.stem.removeprefix("test_") not in _LONG)
+
+
 @pytest.fixture(scope="session")
 def start(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., SparkSession]]:
     """``start_session``, which stops the session before it: a process has one at a time."""

@@ -70,7 +70,7 @@ def test_an_interrupted_ingest_leaves_nothing(
     def interrupted(handles: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("sparkdist.spark.dataset._refuse_bad", interrupted)
+    monkeypatch.setattr("sparkdist.spark.dataset.refuse_bad", interrupted)
     before = set(blocks(folder))
     with pytest.raises(KeyboardInterrupt):
         Dataset.from_arrays(spark, np.ones((10, 2)), np.ones(10))

@@ -84,11 +84,14 @@ class Scene:
     def look(self, seconds: float, n_bytes: int) -> None:
         """Add an entry to the history."""
         fun, _ = self._objective()
+        self._looked_at = self.desk.store.version
         self.history.add(seconds, self.desk.store.status(), fun, n_bytes)
 
     def result(self, seconds: float, **found: Any) -> Result:
         """What the server knows at the end, and the objective there."""
         store, layout = self.desk.store, self.problem.layout
+        if store.version != self._looked_at:  # a round that a leaving worker has closed
+            self.look(seconds, self.history.bytes[-1])
         status, (fun, jac) = store.status(), self._objective()
         return Result(
             method=self.name,

