@@ -190,8 +190,8 @@ def dense_fits(spark: Any, rounds: int) -> list[dict[str, Any]]:
     contenders: dict[str, Fit] = {
         "Spark MLlib": lambda: problem.mllib(df, DENSE_MLLIB),
         "sparkdist, resident, lbfgs": lambda: problem.sparkdist(df, "lbfgs", 1e-4),
-        "the same, memory=50": lambda: problem.sparkdist(df, "lbfgs", 1e-4, memory=50),
-        "the same, float32": lambda: problem.sparkdist(df, "lbfgs", 1e-4, "float32", memory=50),
+        "the same, memory=50": lambda: problem.sparkdist(df, "lbfgs", 4e-5, memory=50),
+        "the same, float32": lambda: problem.sparkdist(df, "lbfgs", 4e-5, "float32", memory=50),
         "SciPy, one process": lambda: problem.scipy(1e-4),
         "scikit-learn, one process, newton-cg": lambda: problem.scikit_learn("newton-cg", 1e-4),
     }
