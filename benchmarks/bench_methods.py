@@ -25,21 +25,9 @@ from common import RESULTS, markdown, report, start_session
 from lines import code_lines
 from pyspark import TaskContext
 
-from sparkdist import L1, L2, MLP, Dataset, Logistic, Softmax, datasets, methods, minimize
+from sparkdist import L1, L2, MLP, Dataset, Logistic, Softmax, codecs, datasets, methods, minimize
 from sparkdist.blocks import Array
-from sparkdist.codecs import (
-    Codec,
-    ef21,
-    error_feedback,
-    float16,
-    one_bit,
-    power_sgd,
-    qsgd,
-    random_k,
-    sign,
-    sparse,
-    top_k,
-)
+from sparkdist.codecs import Codec
 from sparkdist.consistency import bsp
 from sparkdist.errors import BadGradient
 from sparkdist.methods import Method
@@ -151,15 +139,15 @@ def coded(codec: Codec, rate: float) -> Case:
 
 CODECS = {
     "none": descent("sgd", 1.0),
-    "float16": coded(float16(), 1.0),
-    "sparse": coded(sparse(), 1.0),
-    "qsgd": coded(qsgd(), 1.0),
-    "top_k, error feedback": coded(error_feedback(top_k(0.05)), 1.0),
-    "random_k": coded(random_k(0.05), 0.3),
-    "sign, error feedback": coded(error_feedback(sign()), 1.0),
-    "one_bit, error feedback": coded(error_feedback(one_bit()), 1.0),
-    "power_sgd, error feedback": coded(error_feedback(power_sgd(2)), 1.0),
-    "ef21, top_k": coded(ef21(top_k(0.05)), 1.0),
+    "float16": coded(codecs.float16(), 1.0),
+    "sparse": coded(codecs.sparse(), 1.0),
+    "qsgd": coded(codecs.qsgd(), 1.0),
+    "top_k, error feedback": coded(codecs.error_feedback(codecs.top_k(0.05)), 1.0),
+    "random_k": coded(codecs.random_k(0.05), 0.3),
+    "sign, error feedback": coded(codecs.error_feedback(codecs.sign()), 1.0),
+    "one_bit, error feedback": coded(codecs.error_feedback(codecs.one_bit()), 1.0),
+    "power_sgd, error feedback": coded(codecs.error_feedback(codecs.power_sgd(2)), 1.0),
+    "ef21, top_k": coded(codecs.ef21(codecs.top_k(0.05)), 1.0),
 }
 
 
@@ -176,9 +164,9 @@ IMAGES = {
     **images({"lbfgs": 0.0}, SOLVERS),
     "network: sgd": METHODS["sgd"]._replace(rate=0.3, problem="network"),
     "network: downpour": METHODS["downpour"]._replace(rate=0.03, problem="network"),
-    "network: power_sgd, error feedback": coded(error_feedback(power_sgd(2)), 0.3)._replace(
-        problem="network"
-    ),
+    "network: power_sgd, error feedback": coded(
+        codecs.error_feedback(codecs.power_sgd(2)), 0.3
+    )._replace(problem="network"),
 }
 
 
@@ -341,7 +329,7 @@ def files_of(case: Case) -> list[Path]:
     if made is None:
         return [PACKAGE / "solvers" / f"{case.method}.py"]
     codec = made.codec
-    shown = codec.inner if isinstance(codec, error_feedback) else codec
+    shown = codec.inner if isinstance(codec, codecs.error_feedback) else codec
     parts = [] if shown is None else [Path(inspect.getfile(type(shown)))]
     parts += [*files_within(codec), PACKAGE / "methods" / f"{case.method}.py"]
     parts += [file for part in made[:3] for file in files_within(part)]

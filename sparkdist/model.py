@@ -223,17 +223,12 @@ def labels_of(loss: Objective, found: Any) -> tuple[float, float]:
 
 
 def ensemble_of(
-    states: Mapping[int, Array], layout: Layout, w: Array
+    weights: Array, models: Sequence[Array], layout: Layout, w: Array
 ) -> tuple[Parameters, tuple[float, ...]]:
-    """Parameters and shares of workers' models; of none those of w alone, without shares.
-
-    A worker's state begins with the weight of its rows and its parameters (:mod:`workers`).
-    """
-    kept = [state for _, state in sorted(states.items()) if state[0] > 0]
-    if not kept:
+    """Parameters and shares of models of these weights; of none those of w alone, and no shares."""
+    if not len(models):
         return layout.unflatten(w), ()
-    weights = np.array([state[0] for state in kept])
-    members = [layout.unflatten(state[1 : 1 + layout.size]) for state in kept]
+    members = [layout.unflatten(model) for model in models]
     return stack(members), tuple((weights / weights.sum()).tolist())
 
 

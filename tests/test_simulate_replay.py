@@ -119,6 +119,25 @@ def test_o1_a_run_of_threads_is_replayed_bit_for_bit(policy, loop):
 
 
 @pytest.mark.long
+def test_a_round_that_a_leaving_worker_closes_is_in_the_history():
+    def around(client, partition, units, loop):
+        """Let a worker without rows leave when all the others have pushed."""
+        deadline = time.monotonic() + 10
+        while not units.total and client.store.ledger.counts["received"] < WORKERS - 1:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        return loop(client, partition, units)
+
+    _, options = the_call(bsp(), batch_size=1000, epochs=1)
+    data = tuple(random_block(WORKERS - 1, 5, 4))  # a row each, and none for one of them
+    recorder, store = in_threads(data, options, around)
+    result = assert_replayed(recorder.events, data, options, store)
+    verbs = [event.verb for event in recorder.events]
+    assert "leave" in verbs[verbs.index("push") : -WORKERS + 1] and store.version == 1
+    assert result.history.fun[-1] == result.fun != result.history.fun[0]
+
+
+@pytest.mark.long
 def test_o1_two_runs_of_threads_differ_and_their_records_tell_them_apart():
     data, options = the_call(asp())
     (one, store), (other, second) = in_threads(data, options), in_threads(data, options)

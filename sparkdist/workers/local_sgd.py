@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -15,7 +16,7 @@ from sparkdist.objectives import Objective
 from sparkdist.updaters import Descent, State, Updater, sgd
 from sparkdist.workers._base import Cuts, Units, UnitWorker, Whole
 
-__all__ = ["local_sgd"]
+__all__ = ["local_sgd", "models_of"]
 
 
 @dataclass(frozen=True)
@@ -114,6 +115,15 @@ class local_sgd(UnitWorker):
         if self.ensemble:  # there is no unit after this one that could need the inner state
             found = found._replace(state=np.append(found.weight, local.w).astype(np.float64))
         return found
+
+
+def models_of(states: Mapping[int, Array]) -> tuple[Array, list[Array]]:
+    """Weights and parameters that an ensemble's workers have left as their states, in order.
+
+    Workers whose rows had no weight have no model.
+    """
+    kept = [state for _, state in sorted(states.items()) if state[0] > 0]
+    return np.array([state[0] for state in kept]), [state[1:] for state in kept]
 
 
 class _Local:
