@@ -20,7 +20,7 @@ from sparkdist.simulate.history import SimulatedHistory
 from sparkdist.simulate.staging import stage
 from sparkdist.simulate.training import Training
 from sparkdist.solvers import pseudo_gradient
-from sparkdist.workers import BlockUnits, Epochs, models_of
+from sparkdist.workers import BlockUnits, Epochs, local_sgd
 
 __all__ = ["Scene"]
 
@@ -113,7 +113,7 @@ class Scene:
         """What predicts: with the server's parameters, or an ensemble of the workers' own."""
         store, problem = self.desk.store, self.problem
         states, w = store.ledger.states if self._ensemble else {}, store.parameters()[1]
-        x, shares = ensemble_of(*models_of(states), problem.layout, w.astype(np.float64))
+        x, shares = ensemble_of(*local_sgd.models_of(states), problem.layout, w.astype(np.float64))
         return Model(problem.objective, x, *self._of_data, shares=shares)
 
     def _objective(self) -> tuple[float, Array]:

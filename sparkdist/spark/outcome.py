@@ -23,7 +23,7 @@ from sparkdist.spark.failures import told_plainly
 from sparkdist.spark.scoring import model_of
 from sparkdist.spark.serving import Serving, Watch
 from sparkdist.spark.units import RowWork
-from sparkdist.workers import models_of
+from sparkdist.workers import local_sgd
 
 __all__ = ["of_objective", "of_rows", "of_server"]
 
@@ -66,7 +66,7 @@ def of_objective(
     found = _with_penalty(problem.layout, w, f, g, problem.l1 * problem.mask)
     result = of_server(serving, watch, passes=smooth.passes, **found)
     states = serving.states() if ensemble else {}
-    x, shares = ensemble_of(*models_of(states), problem.layout, w)
+    x, shares = ensemble_of(*local_sgd.models_of(states), problem.layout, w)
     result.model = model_of(problem.objective, x, data, shares)
     return result
 

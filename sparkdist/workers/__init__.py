@@ -8,7 +8,7 @@ from sparkdist.workers._units import BlockUnits, CutUnits, Epochs
 from sparkdist.workers.cocoa import cocoa
 from sparkdist.workers.downpour import downpour
 from sparkdist.workers.elastic import elastic
-from sparkdist.workers.local_sgd import local_sgd, models_of
+from sparkdist.workers.local_sgd import local_sgd
 from sparkdist.workers.svrg import svrg
 
 __all__ = [
@@ -26,7 +26,6 @@ __all__ = [
     "downpour",
     "elastic",
     "local_sgd",
-    "models_of",
     "resident",
     "share_penalty",
     "svrg",

@@ -16,7 +16,7 @@ from sparkdist.objectives import Objective
 from sparkdist.updaters import Descent, State, Updater, sgd
 from sparkdist.workers._base import Cuts, Units, UnitWorker, Whole
 
-__all__ = ["local_sgd", "models_of"]
+__all__ = ["local_sgd"]
 
 
 @dataclass(frozen=True)
@@ -116,14 +116,14 @@ class local_sgd(UnitWorker):
             found = found._replace(state=np.append(found.weight, local.w).astype(np.float64))
         return found
 
+    @staticmethod
+    def models_of(states: Mapping[int, Array]) -> tuple[Array, list[Array]]:
+        """Weights and parameters that an ensemble's workers have left as their states, in order.
 
-def models_of(states: Mapping[int, Array]) -> tuple[Array, list[Array]]:
-    """Weights and parameters that an ensemble's workers have left as their states, in order.
-
-    Workers whose rows had no weight have no model.
-    """
-    kept = [state for _, state in sorted(states.items()) if state[0] > 0]
-    return np.array([state[0] for state in kept]), [state[1:] for state in kept]
+        Workers whose rows had no weight have no model.
+        """
+        kept = [state for _, state in sorted(states.items()) if state[0] > 0]
+        return np.array([state[0] for state in kept]), [state[1:] for state in kept]
 
 
 class _Local:
