@@ -25,7 +25,7 @@ demo: venv ## train a model on real data, then predict with it: about a minute
 	$(SUBMIT) $(DEMO_TRAIN)
 	$(SUBMIT) $(DEMO_PREDICT)
 
-check: venv ## format, lint, types and the tests that need no JVM: under a minute
+check: venv ## format, lint, types and the tests that need no JVM: two minutes
 	$(PY) -m ruff format --check .
 	$(PY) -m ruff check .
 	$(PY) -m mypy
