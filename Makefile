@@ -33,11 +33,13 @@ check: venv ## format, lint, types and the tests that need no JVM: two minutes
 
 test: venv ## all tests but the slow ones, with Spark: on both cores, a file to a process
 	@tools/setup.sh browser >/dev/null
+	@$(SPARK) $(PY) -m tests.class_archive
 	PYTHONHASHSEED=0 $(SPARK) $(PY) -m pytest -q -n 3 $(FILES) -m "not slow and not cluster and not compose"
 	PYTHONHASHSEED=0 $(SPARK) $(PY) -m pytest -q -n 2 $(FILES) -m "cluster and not slow"
 
 test-all: venv ## every test, at full strength
 	@tools/setup.sh browser >/dev/null
+	@$(SPARK) $(PY) -m tests.class_archive
 	SPARKDIST_FULL=1 $(SPARK) $(PY) -m pytest -q -m "not compose"
 
 test-compose: venv ## the cluster of docker-compose.yml trains and survives: needs Docker, minutes

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -25,6 +24,7 @@ os.environ["SPARK_HOME"] = str(Path(pyspark.__file__).parent)
 os.environ["SPARK_LOCAL_IP"] = "127.0.0.1"
 os.environ["PYSPARK_PYTHON"] = sys.executable
 os.environ["PYTHONPATH"] = str(Path(__file__).parents[1])
+os.environ.pop("SPARK_CONF_DIR", None)  # an archive of classes allows no folder on the class path
 
 #: ``make test-all`` sets it: the long checks at full strength.
 FULL = os.environ.get("SPARKDIST_FULL") == "1"
@@ -32,19 +32,33 @@ FULL = os.environ.get("SPARKDIST_FULL") == "1"
 #: Two threads; two threads with retries; two executor processes, which Spark starts anew if lost.
 LOCAL, RETRYING, CLUSTER = "local[2]", "local[2,4]", "local-cluster[2,1,1024]"
 
-#: A JVM for short lives: a third less CPU.  ``java`` reads it where a test starts one by itself.
-QUICK_JAVA = {"JDK_JAVA_OPTIONS": "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC"}
+#: Spark's classes as ``tests/class_archive.py`` has written them: a JVM starts in half the time.
+ARCHIVE = Path(sys.prefix, f"spark-{pyspark.__version__}.jsa")
 
-#: Task input without TCP's delays, for local sessions: clusters are tested as users have them.
-_QUICK = {"spark.python.unix.domain.socket.enabled": "true"}
+#: A JVM for short lives: a third less CPU.  It warns of an archive that it cannot use: no log.
+QUICK = "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC -Xlog:disable"
+
+#: What ``java`` reads, whoever starts it.
+QUICK_JAVA = {"JDK_JAVA_OPTIONS": f"{QUICK} -XX:SharedArchiveFile={ARCHIVE}"}
+if ARCHIVE.exists() and "JDK_JAVA_OPTIONS" not in os.environ:
+    os.environ.update(QUICK_JAVA)
+
+#: For local sessions: task input without TCP's delays, and Python workers that are born with
+#: what they import.  Clusters are tested as users have them.
+_LOCALLY = {
+    "spark.python.unix.domain.socket.enabled": "true",
+    "spark.python.daemon.module": "tests.daemon",
+}
+
+#: Executors of local-cluster write into $SPARK_HOME/work, below names that have the second in
+#: which they were started: processes that test side by side need names of their own.
+_ON_CLUSTERS = {"spark.deploy.appIdPattern": f"app-%s-%04d-{os.getpid()}"}
 
 
 def start_session(master: str, folder: Path, **conf: str) -> SparkSession:
     """Start a quiet session whose blocks lie below ``folder``."""
     # What a JVM is started with is the default of all sessions that come after it in a process.
-    of_all = SparkConf(loadDefaults=False)
-    of_all.set("spark.driver.extraJavaOptions", QUICK_JAVA["JDK_JAVA_OPTIONS"])
-    SparkContext._ensure_initialized(conf=of_all)
+    SparkContext._ensure_initialized(conf=SparkConf(loadDefaults=False))
     builder = SparkSession.builder.master(master).appName("sparkdist tests")
     settings = {
         "spark.ui.enabled": "false",
@@ -55,7 +69,7 @@ def start_session(master: str, folder: Path, **conf: str) -> SparkSession:
         "spark.executorEnv.PYTHONPATH": os.environ["PYTHONPATH"],
         "spark.local.dir": str(folder / "blocks"),
         "spark.sql.warehouse.dir": str(folder / "warehouse"),
-        **(_QUICK if master.startswith("local[") else {}),
+        **(_LOCALLY if master.startswith("local[") else _ON_CLUSTERS),
         **conf,
     }
     for key, value in settings.items():
@@ -74,23 +88,28 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="session")
-def start(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., SparkSession]]:
-    """``start_session``, which stops the session before it: a process has one at a time."""
-    # Executors of local-cluster write into $SPARK_HOME/work, below names that have the second
-    # in which they were started: processes that test side by side need a Spark each.
-    home = tmp_path_factory.mktemp("spark-home")
-    for entry in Path(os.environ["SPARK_HOME"]).iterdir():
-        if entry.name != "work":
-            (home / entry.name).symlink_to(entry)
-    os.environ["SPARK_HOME"] = str(home)
+def start() -> Iterator[Callable[..., SparkSession]]:
+    """``start_session``; the session before it is stopped, or is given again if it is like that.
 
-    def restart(master: str, folder: Path, **conf: str) -> SparkSession:
+    A process has one at a time.  One that is to be ``alone`` has not been anybody else's, and has
+    its blocks below the folder.
+    """
+    running: list[tuple[str, dict[str, str]]] = []
+
+    def restart(master: str, folder: Path, *, alone: bool = False, **conf: str) -> SparkSession:
+        session = SparkSession.getActiveSession()
+        if session is not None and not alone and running == [(master, conf)] and _alive(session):
+            return session
         _stop()
+        running[:] = [] if alone else [(master, conf)]
         return start_session(master, folder, **conf)
 
     yield restart
     _stop()
-    shutil.rmtree(home / "work", ignore_errors=True)
+
+
+def _alive(session: SparkSession) -> bool:
+    return session.sparkContext._jsc is not None
 
 
 def _stop() -> None:
@@ -103,6 +122,12 @@ def _stop() -> None:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder for the files of a module's tests."""
     return tmp_path_factory.mktemp("spark")
+
+
+@pytest.fixture(scope="module")
+def spark_alone(start: Callable[..., SparkSession], folder: Path) -> SparkSession:
+    """A session for a module whose blocks, and nobody else's, lie in the module's folder."""
+    return start(LOCAL, folder, alone=True)
 
 
 @pytest.fixture(scope="module")

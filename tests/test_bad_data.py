@@ -29,6 +29,12 @@ GOOD = [([float(i), 1.0, -1.0], float(i % 2), 0.5) for i in range(12)]
 BAD = 6
 
 
+@pytest.fixture(scope="module")
+def spark(spark_alone: SparkSession) -> SparkSession:
+    """A session whose blocks are in ``folder``."""
+    return spark_alone
+
+
 @pytest.fixture(autouse=True)
 def nothing_stays(folder: Path) -> Iterator[None]:
     """After each test the executors' directories hold nothing of ours."""

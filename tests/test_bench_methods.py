@@ -42,7 +42,7 @@ def plots() -> ModuleType:
 
 @pytest.fixture(scope="module")
 def spark(start, folder) -> SparkSession:
-    return start(RETRYING, folder, **{"spark.python.daemon.module": "tests.daemon"})
+    return start(RETRYING, folder)
 
 
 def members(table: str) -> set[str]:

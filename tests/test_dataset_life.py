@@ -32,6 +32,12 @@ TABLE = random_block(n=30, d=3, seed=1)
 W = np.array([0.5, -1.0, 2.0])
 
 
+@pytest.fixture(scope="module")
+def spark(spark_alone: SparkSession) -> SparkSession:
+    """A session whose blocks are in ``folder``."""
+    return spark_alone
+
+
 @pytest.fixture(autouse=True)
 def nothing_stays(folder: Path) -> Iterator[None]:
     """After each test the executors' directories hold nothing of ours."""

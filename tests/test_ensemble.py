@@ -268,7 +268,7 @@ def test_shares_that_are_not_those_of_the_parameters_are_refused():
 
 @pytest.fixture(scope="module")
 def spark(start: Callable[..., SparkSession], folder: Path) -> SparkSession:
-    return start(RETRYING, folder, **{"spark.python.daemon.module": "tests.daemon"})
+    return start(RETRYING, folder)
 
 
 @pytest.mark.spark

@@ -61,7 +61,7 @@ EXACT = ("sgd", "local_sgd", "mixing", "one_shot", "diloco", "svrg")
 
 @pytest.fixture(scope="module")
 def spark(start: Callable[..., SparkSession], folder: Path) -> SparkSession:
-    return start(RETRYING, folder, **{"spark.python.daemon.module": "tests.daemon"})
+    return start(RETRYING, folder)
 
 
 @pytest.fixture(scope="module")

@@ -22,6 +22,13 @@ from tests.conftest import random_block
 
 pytestmark = pytest.mark.spark
 
+
+@pytest.fixture(scope="module")
+def spark(spark_alone: SparkSession) -> SparkSession:
+    """A session whose blocks are in ``folder``."""
+    return spark_alone
+
+
 # Mean logistic loss over the 32,561 rows of a9a, no intercept, plus a penalty.  Established with
 # solvers that share no code with ours: A-L2 by scikit-learn's newton-cg and SciPy's L-BFGS-B,
 # which agree to 1e-14; A-L2s by SciPy; A-L1 and A-L1b with liblinear; A-NN by SciPy with bounds.

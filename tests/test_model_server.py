@@ -32,7 +32,7 @@ D = 123
 @pytest.fixture(scope="module")
 def spark(start: Callable[..., SparkSession], folder: Path) -> SparkSession:
     # The daemon has imported sparkdist already: a task that runs again starts at once.
-    return start(RETRYING, folder, **{"spark.python.daemon.module": "tests.daemon"})
+    return start(RETRYING, folder)
 
 
 @pytest.fixture(scope="module")

@@ -39,13 +39,12 @@ pytestmark = pytest.mark.spark
 def spark(start: Callable[..., SparkSession], folder: Path) -> SparkSession:
     (folder / "events").mkdir()
     conf = {
-        "spark.python.daemon.module": "tests.daemon",
         "spark.python.task.killTimeout": "200ms",  # which tests of Ctrl-C would mostly wait for
         "spark.eventLog.enabled": "true",
         "spark.eventLog.dir": str(folder / "events"),
         "spark.eventLog.compress": "false",
     }
-    return start(LOCAL, folder, **conf)
+    return start(LOCAL, folder, alone=True, **conf)
 
 
 @pytest.fixture(scope="module")

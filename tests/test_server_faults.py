@@ -42,14 +42,13 @@ pytestmark = pytest.mark.spark
 
 #: Four threads, as many as the widest test has workers that wait for each other; one retry.
 FOUR = "local[4,2]"
-PRELOADED = {"spark.python.daemon.module": "tests.daemon"}
 #: Rows of a tally, in two partitions of 30.
 N = 60
 
 
 @pytest.fixture(scope="module")
 def spark(start: Callable[..., SparkSession], folder: Path) -> SparkSession:
-    return start(FOUR, folder, **PRELOADED)
+    return start(FOUR, folder)
 
 
 @pytest.fixture(scope="module")
