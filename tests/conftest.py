@@ -43,12 +43,11 @@ QUICK_JAVA = {"JDK_JAVA_OPTIONS": f"{QUICK} -XX:SharedArchiveFile={ARCHIVE}"}
 if ARCHIVE.exists() and "JDK_JAVA_OPTIONS" not in os.environ:
     os.environ.update(QUICK_JAVA)
 
-#: For local sessions: task input without TCP's delays, and Python workers that are born with
-#: what they import.  Clusters are tested as users have them.
-_LOCALLY = {
-    "spark.python.unix.domain.socket.enabled": "true",
-    "spark.python.daemon.module": "tests.daemon",
-}
+#: Python workers that are born with what they import.
+PRELOADED = {"spark.python.daemon.module": "tests.daemon"}
+
+#: For local sessions: task input without TCP's delays.  Clusters are tested as users have them.
+_LOCALLY = {"spark.python.unix.domain.socket.enabled": "true"}
 
 #: Executors of local-cluster write into $SPARK_HOME/work, below names that have the second in
 #: which they were started: processes that test side by side need names of their own.
@@ -69,6 +68,7 @@ def start_session(master: str, folder: Path, **conf: str) -> SparkSession:
         "spark.executorEnv.PYTHONPATH": os.environ["PYTHONPATH"],
         "spark.local.dir": str(folder / "blocks"),
         "spark.sql.warehouse.dir": str(folder / "warehouse"),
+        **PRELOADED,
         **(_LOCALLY if master.startswith("local[") else _ON_CLUSTERS),
         **conf,
     }

@@ -25,7 +25,7 @@ from sklearn.linear_model import LogisticRegression
 import sparkdist
 from sparkdist import commands
 from sparkdist.blocks import Array
-from tests.conftest import QUICK_JAVA
+from tests.conftest import PRELOADED, QUICK_JAVA
 
 pytestmark = pytest.mark.spark
 
@@ -55,6 +55,8 @@ def optimum() -> float:
 
 #: What only a job that spark-submit has started can have: doctor.py is to see it.
 CONF = ["--master", "local[2]", "--conf", "spark.speculation=true"]
+for setting in (*PRELOADED.items(), ("spark.ui.enabled", "false")):
+    CONF += ["--conf", "=".join(setting)]
 
 
 class Submitted(NamedTuple):
@@ -66,10 +68,12 @@ class Submitted(NamedTuple):
 
 def submit(*program: str) -> subprocess.CompletedProcess[str]:
     """Run a program as a user does, with logging as in ``make demo``."""
-    quiet = {"SPARK_CONF_DIR": str(ROOT / "tools" / "spark-conf"), **QUICK_JAVA}
+    # A folder on the class path, as SPARK_CONF_DIR is one, would keep the archive of classes away.
+    quiet = ROOT / "tools" / "spark-conf" / "log4j2.properties"
+    options = f"{QUICK_JAVA['JDK_JAVA_OPTIONS']} -Dlog4j2.configurationFile={quiet}"
     return subprocess.run(
         [str(Path(sys.executable).parent / "spark-submit"), *CONF, *program],
-        env=os.environ | quiet,
+        env=os.environ | {"JDK_JAVA_OPTIONS": options},
         capture_output=True,
         text=True,
         timeout=300,

@@ -18,7 +18,7 @@ from numpy.testing import assert_allclose
 from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
 
-from tests.conftest import QUICK_JAVA
+from tests.conftest import PRELOADED, QUICK_JAVA
 
 BOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
 NAMES = ["01_quickstart", "02_model_server", "03_exact_or_async", "04_lbfgs_on_images"]
@@ -35,8 +35,10 @@ def start_kernel(**more: str) -> tuple[KernelManager, BlockingKernelClient]:
 
 
 def plain_environment() -> dict[str, str]:
-    """Nothing is set for Spark but where Java is, and that its JVM is to start soon."""
-    return {name: value for name, value in os.environ.items() if name not in OURS} | QUICK_JAVA
+    """Nothing is set for Spark but where Java is, and that its JVM and workers start soon."""
+    plain = {name: value for name, value in os.environ.items() if name not in OURS}
+    settings = " ".join(f"--conf {name}={value}" for name, value in PRELOADED.items())
+    return plain | QUICK_JAVA | {"PYSPARK_SUBMIT_ARGS": f"{settings} pyspark-shell"}
 
 
 # --- as they are kept -----------------------------------------------------------------------

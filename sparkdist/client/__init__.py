@@ -4,7 +4,6 @@ from sparkdist.client.compressing import Compressing, Memory
 from sparkdist.client.http import HttpClient
 from sparkdist.client.passes import PassClient, PassTask, Worker
 from sparkdist.client.protocol import Address, Answer, Gradient, ParameterClient
-from sparkdist.client.reach import unreachable
 from sparkdist.wire import Entry
 
 __all__ = [
@@ -19,5 +18,4 @@ __all__ = [
     "PassClient",
     "PassTask",
     "Worker",
-    "unreachable",
 ]

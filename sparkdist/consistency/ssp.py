@@ -25,7 +25,7 @@ class ssp(Consistency):
     work takes.  Without one a lost worker is waited for until Spark has run its task again.
 
     Source: Ho et al., More Effective Distributed ML via a Stale Synchronous Parallel Parameter
-    Server, NIPS 2013, section 3; leases, Gray and Cheriton, Leases: An Efficient Fault-Tolerant
+    Server, NIPS 2013, section 2; leases, Gray and Cheriton, Leases: An Efficient Fault-Tolerant
     Mechanism for Distributed File Cache Consistency, SOSP 1989.
     """
 

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from pyspark import SparkContext
 
-from sparkdist.client import Address, Compressing, Entry, HttpClient, Memory, unreachable
+from sparkdist.client import Address, Compressing, Entry, HttpClient, Memory
 from sparkdist.codecs import Codec
 from sparkdist.errors import PassFailed
 from sparkdist.spark import jobs
@@ -87,6 +87,9 @@ def unreachable_from(context: SparkContext, address: Address, patience: float) -
     WorkersMissing
         If there is no executor to be asked for ``patience`` seconds.
     """
+    # Here, since requests takes 54 ms to import, which no worker needs to spend.
+    from sparkdist.client.reach import unreachable
+
     asking = context.parallelize([address], 1).map(unreachable)
     with told_plainly("asking an executor for the way to the model server"):
         (problem,) = jobs.run_job(context, asking.collect, patience=patience)
