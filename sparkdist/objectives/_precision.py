@@ -11,8 +11,9 @@ from sparkdist.blocks import Array, Matrix
 __all__ = ["in_precision_of", "times_vector"]
 
 #: Numbers of columns for which a dot product a row beats BLAS: reading X from memory at
-#: 15-22 GB/s instead of 9-18, 1.6 to 1.9 times the rate at 64 to 200 columns (OpenBLAS 0.3.31,
-#: whose dgemv wants longer vectors; AVX-512, one thread).  Below and above BLAS is the faster.
+#: 16-20 GB/s instead of 9-16, 1.8 to 2.2 times the rate at 64 to 200 columns (OpenBLAS 0.3.31,
+#: whose dgemv wants longer vectors; AVX-512, one thread; benchmarks/bench_products.py).  Below and
+#: above BLAS is the faster.
 _ROWWISE = range(32, 1001)
 
 

@@ -46,7 +46,8 @@ def lbfgs(
         ``scipy.optimize.Bounds``, or one pair (low, high) a coordinate, None for no bound.
     memory
         Number of curvature pairs that are kept.  Where a pass is dear more of them pay: a9a with
-        L2 1e-5 needs 511 passes to max |g| 1e-7 with 10, 261 with 50 and 188 with 100.
+        L2 1e-5 needs some 530 passes to max |g| 1e-7 with 10, 265 with 50 and 190 with 100
+        (benchmarks/bench_products.py).
     tol
         Stop where max |projected gradient| is at most this.
     max_iter
