@@ -36,7 +36,8 @@ from pyspark import cloudpickle
 
 from sparkdist import wire
 from sparkdist.blocks import Array
-from sparkdist.client import Address, Answer, Gradient, HttpClient, unreachable
+from sparkdist.client import Address, Answer, Gradient, HttpClient
+from sparkdist.client.reach import unreachable
 from sparkdist.consistency import ssp
 from sparkdist.errors import (
     BadGradient,

@@ -13,7 +13,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sparkdist.client import Gradient, unreachable
+from sparkdist.client import Gradient
+from sparkdist.client.reach import unreachable
 from sparkdist.errors import ServerDied, StaleRun, WrongToken
 from tests.served import TOKEN, D, Served, count_to
 

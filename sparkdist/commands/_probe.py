@@ -123,7 +123,8 @@ def _folder(path: str) -> tuple[str, int, str]:
 def _unreachable(host: str, port: int) -> str | None:
     """Ask as a worker of the model server does before training, for the port alone."""
     try:
-        from sparkdist.client import Address, unreachable
+        from sparkdist.client import Address
+        from sparkdist.client.reach import unreachable
     except ImportError:  # sparkdist or what it needs is missing, which the versions tell
         return None
     return unreachable(Address(host, port, token="", run="", certificate=""))
