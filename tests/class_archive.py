@@ -31,7 +31,7 @@ def use_much() -> None:
 
 
 def main() -> None:
-    """Write it, unless it is there, or elsewhere than at its place until it is whole."""
+    """Write it, unless it is there; until it is whole it has another name."""
     if ARCHIVE.exists():
         return
     draft = ARCHIVE.with_suffix(f".{os.getpid()}")

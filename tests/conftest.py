@@ -35,13 +35,12 @@ LOCAL, RETRYING, CLUSTER = "local[2]", "local[2,4]", "local-cluster[2,1,1024]"
 #: Spark's classes as ``tests/class_archive.py`` has written them: a JVM starts in half the time.
 ARCHIVE = Path(sys.prefix, f"spark-{pyspark.__version__}.jsa")
 
-#: A JVM for short lives: a third less CPU.  It warns of an archive that it cannot use: no log.
+#: A JVM for short lives: a third less CPU.  Of an archive that it cannot use it would warn: no log.
 QUICK = "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC -Xlog:disable"
 
-#: What ``java`` reads, whoever starts it.
+#: What ``java`` reads, whoever starts it; the caller's own comes first.
 QUICK_JAVA = {"JDK_JAVA_OPTIONS": f"{QUICK} -XX:SharedArchiveFile={ARCHIVE}"}
-if ARCHIVE.exists() and "JDK_JAVA_OPTIONS" not in os.environ:
-    os.environ.update(QUICK_JAVA)
+os.environ |= QUICK_JAVA | os.environ
 
 #: Python workers that are born with what they import.
 PRELOADED = {"spark.python.daemon.module": "tests.daemon"}
