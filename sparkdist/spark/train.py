@@ -87,7 +87,7 @@ def unreachable_from(context: SparkContext, address: Address, patience: float) -
     WorkersMissing
         If there is no executor to be asked for ``patience`` seconds.
     """
-    # Here, since requests takes 54 ms to import, which no worker needs to spend.
+    # Here, since requests takes 54 ms to import (python -X importtime), which no worker needs.
     from sparkdist.client.reach import unreachable
 
     asking = context.parallelize([address], 1).map(unreachable)
