@@ -18,6 +18,7 @@ from sparkdist.blocks import Block, Matrix
 from sparkdist.errors import BadData, InvalidCall, PassFailed
 from sparkdist.objectives import Objective
 from sparkdist.spark import parquet, sources
+from sparkdist.spark.dataframe import handle_of_row, ingested_dataframe
 from sparkdist.spark.failures import told_plainly
 from sparkdist.spark.found import merge_labels, refuse_bad
 from sparkdist.spark.from_rows import blocks_of_elements
@@ -41,6 +42,11 @@ class Crew(Protocol):
 
     def release(self) -> None:
         """Send them home."""
+
+
+def itself(handle: Handle) -> Handle:
+    """Return it: most ingests give handles."""
+    return handle
 
 
 #: Turns a partition's elements into blocks.
@@ -83,27 +89,30 @@ class Dataset:
 
     def __init__(
         self,
-        ingested: RDD[Handle],
+        ingested: RDD[Any],
         name: str,
         features: str | Sequence[str] = "features",
         dtype: DTypeLike = np.float64,
+        handle_of: Callable[[Any], Handle] = itself,
     ):
         self.name, self.dtype = name, np.dtype(dtype)
         self.features = features if isinstance(features, str) else list(features)
         self.context: SparkContext = ingested.context
         #: The lineage alone: computing it ingests.
-        self.ingested = ingested
-        # A mapping of its own is what is cached, so that `ingested` stays recomputable.
-        self._handles = ingested.mapPartitions(_each, preservesPartitioning=True)
-        self._handles.setName(f"sparkdist {name}").persist(StorageLevel.MEMORY_AND_DISK)
-        self.n_partitions = self._handles.getNumPartitions()
+        self.ingested = ingested.map(handle_of)
+        # A union of one is cached, so that `ingested` stays recomputable: the JVM can make it, and
+        # after an ingest through SQL starts no second kind of Python worker to look at handles.
+        self._cached = ingested.context.union([ingested])
+        self._cached.setName(f"sparkdist {name}").persist(StorageLevel.MEMORY_AND_DISK)
+        self._handles = self._cached.map(handle_of)
+        self.n_partitions = self._cached.getNumPartitions()
         #: The resident engine's workers, while there are any.
         self.crew: Crew | None = None
         #: What is there for ingesting again, and nothing else; closed with the dataset.
         self._source = ExitStack()
         try:
             with told_plainly("reading the data"):
-                found = run_job(self.context, self._handles.collect)
+                found = [*map(handle_of, run_job(self.context, self._cached.collect))]
             refuse_bad(found)
         except BaseException:  # Ctrl-C too: nobody else could remove what is there
             self._sweep()
@@ -154,10 +163,9 @@ class Dataset:
         kind = sources.find_dtype(dtype, problems)
         sources.refuse_not_dataframe(df, problems)
         scalars = [label] if weight is None else [label, weight]
-        columns, plan = sources.plan_columns("from_dataframe", df, features, scalars, problems)
         name = _new_name()
-        handles = sources.handles_of_dataframe(df, columns, plan, name, kind)
-        return cls(handles, name, features, kind)
+        rows = ingested_dataframe(df, features, scalars, name, kind, problems)
+        return cls(rows, name, features, kind, handle_of_row)
 
     @classmethod
     def from_rdd(cls, rdd: RDD[Any], dtype: DTypeLike = "float64") -> Dataset:
@@ -331,7 +339,7 @@ class Dataset:
         if self._stopped:
             problem = "its SparkContext was stopped; ingest again in a new session"
             raise InvalidCall("this dataset cannot be used any more", [problem])
-        if not self._handles.is_cached:
+        if not self._cached.is_cached:
             problem = "unpersist, or leaving its `with`, has removed its blocks; ingest again"
             raise InvalidCall("this dataset cannot be used any more", [problem])
         return self._handles
@@ -339,10 +347,10 @@ class Dataset:
     def unpersist(self) -> None:
         """Remove the blocks from the executors; the dataset cannot be used afterwards."""
         self.free_slots()  # the server of resident workers outlives even the session
-        if not self._handles.is_cached or self._stopped:
+        if not self._cached.is_cached or self._stopped:
             return
         self._handles.foreach(_forget)
-        self._handles.unpersist()
+        self._cached.unpersist()
         self._source.close()
 
     @property
@@ -356,7 +364,7 @@ class Dataset:
         A job over the handles would ingest again the partitions that failed.
         """
         n, name = max(self.n_partitions, self.context.defaultParallelism), self.name
-        self._handles.unpersist()
+        self._cached.unpersist()
         if not n_executors(self.context):  # none has come, and the job would wait for one
             return
         self.context.parallelize(range(n), n).foreach(lambda _: forget(name))
@@ -376,10 +384,6 @@ class Dataset:
 
 def _new_name() -> str:
     return f"sparkdist-{uuid.uuid4().hex[:12]}"
-
-
-def _each(handles: Iterable[Handle]) -> Iterable[Handle]:
-    return handles
 
 
 def _forget(handle: Handle) -> None:

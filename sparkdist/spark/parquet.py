@@ -14,8 +14,8 @@ import pyarrow.parquet as pq
 
 from sparkdist.blocks import Block
 from sparkdist.errors import BadData, InvalidCall
+from sparkdist.spark.dataframe import leaks
 from sparkdist.spark.from_arrow import Columns
-from sparkdist.spark.sources import leaks
 
 __all__ = ["ParquetReader", "Split", "plan"]
 

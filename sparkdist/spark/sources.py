@@ -2,37 +2,27 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from numbers import Integral
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 from numpy.typing import ArrayLike, DTypeLike
-from pyspark import RDD, SparkContext, TaskContext
-from pyspark.sql import Column, DataFrame, SparkSession
-from pyspark.sql import functions as F
-from pyspark.sql.types import ArrayType, BooleanType, DataType, NumericType
+from pyspark import RDD, SparkContext
+from pyspark.sql import DataFrame, SparkSession
 from scipy.sparse import csr_array, issparse
 
 from sparkdist.blocks import Array, Block, Matrix
 from sparkdist.errors import InvalidCall, UnsupportedSession
 from sparkdist.spark.failures import told_plainly
-from sparkdist.spark.from_arrow import Columns
-from sparkdist.spark.ingest import Handle, keep
 from sparkdist.spark.jobs import run_job
 from sparkdist.spark.network import context_of, has_stopped
-from sparkdist.spark.residency import Place
 
 __all__ = [
     "context_of_session",
     "describe",
     "find_count",
     "find_dtype",
-    "handles_of_dataframe",
-    "leaks",
-    "plan_columns",
     "read_libsvm",
     "refuse_connect",
     "refuse_not_dataframe",
@@ -114,111 +104,6 @@ def describe(data: Any) -> str:
     if kind.__module__.startswith("pandas"):
         return f"a pandas {kind.__name__}: make it Spark's with spark.createDataFrame(...)"
     return f"a {kind.__name__}"
-
-
-def plan_columns(
-    caller: str,
-    df: DataFrame,
-    features: str | Sequence[str],
-    scalars: Sequence[str],
-    problems: Sequence[str] = (),
-) -> tuple[list[Column], Columns]:
-    """Columns that hold features and scalars flat and each of one type, and how to read them.
-
-    ``scalars`` are the label, and perhaps the weight; ``problems`` what is known to be wrong.
-    """
-    names = [features] if isinstance(features, str) else list(features)
-    types = {field.name: field.dataType for field in df.schema}
-    problems = [*problems, *([] if names else ["the list of feature columns is empty"])]
-    problems += leaks(names, scalars)
-    problems += _missing(df, [*names, *scalars]) + _not_numeric("column", scalars, types)
-    kind = _kind(features, types, problems)
-    if problems:
-        raise InvalidCall(caller, problems)
-    columns = _feature_columns(kind, names)
-    plan = Columns(kind, len(columns), has_weight=len(scalars) == 2)
-    return [*columns, *(_column(name).cast("double") for name in scalars)], plan
-
-
-def leaks(names: Sequence[str], scalars: Sequence[str]) -> list[str]:
-    """Find labels and weights that are among the features."""
-    return [
-        f"column {name!r} is label or weight, and a feature" for name in scalars if name in names
-    ]
-
-
-def _missing(df: DataFrame, names: Sequence[str]) -> list[str]:
-    return [
-        f"there is no column {name!r}; there are {', '.join(df.columns)}"
-        for name in names
-        if name not in df.columns
-    ]
-
-
-def _not_numeric(what: str, names: Sequence[str], types: Mapping[str, DataType]) -> list[str]:
-    return [
-        f"{what} {name!r} is {types[name].simpleString()}; it must be numeric"
-        for name in names
-        if name in types and not isinstance(types[name], NumericType | BooleanType)
-    ]
-
-
-def _kind(features: str | Sequence[str], types: Mapping[str, DataType], problems: list[str]) -> str:
-    """Say which form the features have, or add to the problems."""
-    if not isinstance(features, str):
-        problems += _not_numeric("feature column", features, types)
-        return "columns"
-    kind = types.get(features)
-    if kind is None or isinstance(kind, NumericType | BooleanType):
-        return "columns"
-    if kind.typeName() == "vectorudt" or type(kind).__name__ == "VectorUDT":
-        return "vector"
-    if isinstance(kind, ArrayType) and isinstance(kind.elementType, NumericType):
-        return "array"
-    problems.append(
-        f"features column {features!r} is {kind.simpleString()}; it must be a vector, an array"
-        " of numbers or a number, or a list of numeric columns"
-    )
-    return "columns"
-
-
-def _feature_columns(kind: str, names: Sequence[str]) -> list[Column]:
-    if kind == "columns":
-        return [_column(name).cast("double") for name in names]
-    if kind == "array":
-        return [_column(names[0]).cast("array<double>")]
-    vector = F.unwrap_udt(_column(names[0]))
-    # A column of null lists goes to Arrow at a fifth of the speed of one of empty lists: 110
-    # against 530 MB/s here for 500,000 dense vectors of 100, whose indices are null.
-    indices = F.coalesce(vector.getField("indices"), F.array().cast("array<int>"))
-    values = F.coalesce(vector.getField("values"), F.array().cast("array<double>"))
-    return [vector.getField("type"), vector.getField("size"), indices, values]
-
-
-def _column(name: str) -> Column:
-    """The column of this very name: without quotes a dot in it would mean a field of a struct."""
-    return F.col("`" + name.replace("`", "``") + "`")
-
-
-def handles_of_dataframe(
-    df: DataFrame, columns: Sequence[Column], plan: Columns, name: str, dtype: np.dtype[Any]
-) -> RDD[Handle]:
-    """Ingest the batches of each partition, and give its handle."""
-
-    def ingest(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        context = TaskContext.get()
-        assert context is not None
-        handle = keep(plan.blocks(batches), name, context.partitionId(), dtype)
-        yield pa.RecordBatch.from_pydict({"handle": [json.dumps(handle)]})
-
-    flat = df.select(*(column.alias(f"c{i}") for i, column in enumerate(columns)))
-    return flat.mapInArrow(ingest, "handle string").rdd.map(_handle_of_row)
-
-
-def _handle_of_row(row: Any) -> Handle:
-    place, *rest = json.loads(row.handle)
-    handle = Handle(Place(*place), *rest)
-    return handle._replace(labels=None if handle.labels is None else tuple(handle.labels))
 
 
 def read_libsvm(
