@@ -49,6 +49,7 @@ bench: venv ## run every benchmark, then write the tables of the README from the
 	@for bench in benchmarks/bench_*.py; do \
 		echo "$$bench" && $(SPARK) $(PY) "$$bench" || exit 1; \
 	done
+	$(SPARK) $(PY) benchmarks/bench_resident.py --fast-ingest
 	$(PY) benchmarks/plots.py
 	$(PY) benchmarks/tables.py
 
