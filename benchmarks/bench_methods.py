@@ -37,7 +37,7 @@ from sparkdist.penalties import Penalty
 from sparkdist.registry import get, names
 from sparkdist.result import Result
 from sparkdist.simulate import lognormal, simulate
-from sparkdist.spark.model_server import ModelServer
+from sparkdist.spark.training.model_server import ModelServer
 from sparkdist.updaters import adagrad, adam, linear_scaling, nesterov, sgd
 from sparkdist.workers import cocoa
 

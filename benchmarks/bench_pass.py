@@ -8,7 +8,7 @@ import numpy as np
 from common import in_turns, median_ratio, report, start_session
 
 from sparkdist import Dataset, Logistic
-from sparkdist.spark.aggregate import AggregateEngine
+from sparkdist.spark.engines.aggregate import AggregateEngine
 
 
 def main() -> None:

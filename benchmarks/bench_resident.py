@@ -25,8 +25,8 @@ from threadpoolctl import threadpool_limits
 
 from sparkdist import L2, Dataset, Logistic, datasets, minimize
 from sparkdist.blocks import Array, Block, Matrix
-from sparkdist.spark.aggregate import AggregateEngine
-from sparkdist.spark.resident import ResidentEngine
+from sparkdist.spark.engines.aggregate import AggregateEngine
+from sparkdist.spark.engines.resident import ResidentEngine
 
 #: Rounds of the tiny pass, and passes of each engine in a round.
 TURNS, PASSES = 8, {"aggregate": 6, "resident": 40}

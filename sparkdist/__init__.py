@@ -35,13 +35,13 @@ if TYPE_CHECKING:
     from sparkdist.penalties import L1, L2, ElasticNet
     from sparkdist.result import History, Result, TrainingHistory
     from sparkdist.spark.compare import compare
-    from sparkdist.spark.dataset import Dataset
-    from sparkdist.spark.deepdist import DeepDist
+    from sparkdist.spark.data.dataset import Dataset
+    from sparkdist.spark.data.read import read_dataframe, read_dataset
+    from sparkdist.spark.engines.resident import ResidentEngine
     from sparkdist.spark.minimize import minimize
-    from sparkdist.spark.model_server import ModelServer
-    from sparkdist.spark.read import read_dataframe, read_dataset
-    from sparkdist.spark.resident import ResidentEngine
     from sparkdist.spark.scoring import SparkModel, load
+    from sparkdist.spark.training.deepdist import DeepDist
+    from sparkdist.spark.training.model_server import ModelServer
 
 __all__ = [
     "L1",
@@ -89,12 +89,12 @@ _HOMES = {
     "sparkdist.model": ["Model"],
     "sparkdist.penalties": ["L1", "L2", "ElasticNet"],
     "sparkdist.result": ["History", "Result", "TrainingHistory"],
-    "sparkdist.spark.dataset": ["Dataset"],
-    "sparkdist.spark.deepdist": ["DeepDist"],
+    "sparkdist.spark.data.dataset": ["Dataset"],
+    "sparkdist.spark.training.deepdist": ["DeepDist"],
     "sparkdist.spark.minimize": ["minimize"],
-    "sparkdist.spark.model_server": ["ModelServer"],
-    "sparkdist.spark.read": ["read_dataframe", "read_dataset"],
-    "sparkdist.spark.resident": ["ResidentEngine"],
+    "sparkdist.spark.training.model_server": ["ModelServer"],
+    "sparkdist.spark.data.read": ["read_dataframe", "read_dataset"],
+    "sparkdist.spark.engines.resident": ["ResidentEngine"],
     "sparkdist.spark.scoring": ["SparkModel", "load"],
 }
 _MODULES = [

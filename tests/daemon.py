@@ -14,8 +14,8 @@ import pyspark.sql.conversion
 import pyspark.worker
 from pyspark.daemon import manager
 
-import sparkdist.spark.resident_task
-import sparkdist.spark.train
+import sparkdist.spark.engines.resident_task
+import sparkdist.spark.training.train
 import tests.tally
 
 LOADED = (pandas, pyspark.ml, pyspark.sql.conversion, pyspark.worker, sparkdist, tests.tally)

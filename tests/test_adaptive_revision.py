@@ -12,8 +12,8 @@ from numpy.testing import assert_allclose, assert_array_equal
 from sparkdist.consistency import bsp
 from sparkdist.errors import InvalidCall
 from sparkdist.server.reads import KEPT, Reads
-from sparkdist.spark import model_server
-from sparkdist.spark.model_server import ModelServer
+from sparkdist.spark.training import model_server
+from sparkdist.spark.training.model_server import ModelServer
 from sparkdist.updaters import Descent, adagrad, adaptive_revision, step_decay
 from sparkdist.workers import downpour, local_sgd
 from tests.test_store import RUN, a_push, make_rule, make_store, model, restored

@@ -13,9 +13,9 @@ from pyspark.sql import SparkSession
 
 from sparkdist import Dataset, Model, SparkModel, Squared, minimize
 from sparkdist.errors import BadData, InvalidCall
-from sparkdist.spark.ingest import Handle
-from sparkdist.spark.residency import Place
-from sparkdist.spark.visit import visit
+from sparkdist.spark.data.ingest import Handle
+from sparkdist.spark.data.residency import Place
+from sparkdist.spark.data.visit import visit
 from tests.conftest import LOCAL
 
 
@@ -70,7 +70,7 @@ def test_an_interrupted_ingest_leaves_nothing(
     def interrupted(handles: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("sparkdist.spark.dataset.refuse_bad", interrupted)
+    monkeypatch.setattr("sparkdist.spark.data.dataset.refuse_bad", interrupted)
     before = set(blocks(folder))
     with pytest.raises(KeyboardInterrupt):
         Dataset.from_arrays(spark, np.ones((10, 2)), np.ones(10))

@@ -34,7 +34,7 @@ from sparkdist.commands import (
 from sparkdist.commands._finding import FIX, NOTE, OK, Finding
 from sparkdist.errors import InvalidCall
 from sparkdist.penalties import ElasticNet
-from sparkdist.spark.read import FORMATS
+from sparkdist.spark.data.read import FORMATS
 from tests.test_house import FAMILIES, ROOT
 
 

@@ -22,7 +22,7 @@ from pyspark.sql import SparkSession
 from sparkdist import Dataset, Logistic
 from sparkdist.blocks import Array
 from sparkdist.errors import InvalidCall, PassFailed
-from sparkdist.spark.aggregate import AggregateEngine
+from sparkdist.spark.engines.aggregate import AggregateEngine
 from tests.conftest import random_block, stack
 from tests.test_dataset import collect
 

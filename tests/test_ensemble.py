@@ -21,7 +21,7 @@ from sparkdist.model import stack
 from sparkdist.objectives import Hinge, Huber, Logistic, Poisson, Softmax, Squared
 from sparkdist.registry import get
 from sparkdist.simulate import Deaths, exponential, simulate
-from sparkdist.spark.model_server import ModelServer
+from sparkdist.spark.training.model_server import ModelServer
 from sparkdist.updaters import inverse_time, sgd
 from sparkdist.workers import Batches, local_sgd
 from tests.conftest import RETRYING, random_block

@@ -23,10 +23,10 @@ from sparkdist.errors import BadData, InvalidCall
 from sparkdist.layout import Layout
 from sparkdist.model import Model
 from sparkdist.objectives import Logistic, Poisson, Softmax, Squared, UserLoss
-from sparkdist.spark import ingest, sources
-from sparkdist.spark.from_rows import blocks_of_elements
-from sparkdist.spark.ingest import Handle, keep
-from sparkdist.spark.residency import open_blocks
+from sparkdist.spark.data import ingest, sources
+from sparkdist.spark.data.from_rows import blocks_of_elements
+from sparkdist.spark.data.ingest import Handle, keep
+from sparkdist.spark.data.residency import open_blocks
 from tests.conftest import random_block, stack
 from tests.test_objectives import LINEAR, name_of, random_problem
 

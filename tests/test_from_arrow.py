@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 from numpy.testing import assert_array_equal
 
-from sparkdist.spark.from_arrow import Columns, feature_matrix
-from sparkdist.spark.ingest import BadRow
+from sparkdist.spark.data.from_arrow import Columns, feature_matrix
+from sparkdist.spark.data.ingest import BadRow
 from tests.conftest import stack
 
 repeatable = settings(derandomize=True, deadline=None, max_examples=100)

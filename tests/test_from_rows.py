@@ -13,9 +13,9 @@ from pyspark.mllib.regression import LabeledPoint
 from pyspark.sql import Row
 from scipy import sparse
 
-from sparkdist.spark import from_rows
-from sparkdist.spark.from_rows import blocks_of_elements
-from sparkdist.spark.ingest import BadRow
+from sparkdist.spark.data import from_rows
+from sparkdist.spark.data.from_rows import blocks_of_elements
+from sparkdist.spark.data.ingest import BadRow
 from tests.conftest import stack
 
 repeatable = settings(derandomize=True, deadline=None, max_examples=100)

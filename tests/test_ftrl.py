@@ -10,7 +10,7 @@ from scipy.special import expit
 from sklearn.metrics import roc_auc_score
 
 from sparkdist.simulate import simulate
-from sparkdist.spark.model_server import ModelServer
+from sparkdist.spark.training.model_server import ModelServer
 from sparkdist.updaters import Descent, ftrl
 from tests.test_adaptive_revision import clicks
 

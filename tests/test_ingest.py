@@ -10,9 +10,9 @@ from numpy.testing import assert_array_equal
 from scipy.sparse import csr_array
 
 from sparkdist.blocks import Block
-from sparkdist.spark import ingest
-from sparkdist.spark.ingest import BadRow, keep
-from sparkdist.spark.residency import open_blocks
+from sparkdist.spark.data import ingest
+from sparkdist.spark.data.ingest import BadRow, keep
+from sparkdist.spark.data.residency import open_blocks
 from tests.conftest import random_block, stack
 
 repeatable = settings(derandomize=True, deadline=None, max_examples=50)

@@ -25,7 +25,7 @@ from sparkdist.client import Gradient
 from sparkdist.errors import InvalidCall
 from sparkdist.registry import get
 from sparkdist.result import Result
-from sparkdist.spark.model_server import ModelServer
+from sparkdist.spark.training.model_server import ModelServer
 from sparkdist.updaters import adagrad, adam, nesterov, sgd
 from sparkdist.workers import cocoa
 from tests.conftest import RETRYING

@@ -20,7 +20,7 @@ from sparkdist.blocks import Array, Block, Partial
 from sparkdist.consistency import asp, bsp
 from sparkdist.errors import InvalidCall, PassFailed, ServerDied, WorkersMissing
 from sparkdist.result import Result
-from sparkdist.spark.model_server import ModelServer
+from sparkdist.spark.training.model_server import ModelServer
 from sparkdist.updaters import adagrad, sgd
 from sparkdist.workers import Batches
 from tests.conftest import CLUSTER, RETRYING

@@ -30,8 +30,8 @@ from sparkdist.consistency import asp
 from sparkdist.progress import TrainingProgress
 from sparkdist.server import page, timeline
 from sparkdist.server.timeline import LIMIT, Timeline
-from sparkdist.spark.deepdist import DeepDist
-from sparkdist.spark.model_server import ModelServer
+from sparkdist.spark.training.deepdist import DeepDist
+from sparkdist.spark.training.model_server import ModelServer
 from sparkdist.updaters import adagrad
 
 # As modules: a test that is imported by name would be collected here once more.

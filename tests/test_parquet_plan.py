@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from numpy.testing import assert_array_equal
 
 from sparkdist.errors import BadData, InvalidCall
-from sparkdist.spark.parquet import plan
+from sparkdist.spark.data.parquet import plan
 from tests.conftest import stack
 
 repeatable = settings(derandomize=True, deadline=None, max_examples=25)

@@ -14,7 +14,7 @@ from pyspark.sql import SparkSession
 from scipy.sparse import random_array
 
 from sparkdist import Dataset, Logistic
-from sparkdist.spark.aggregate import AggregateEngine
+from sparkdist.spark.engines.aggregate import AggregateEngine
 from tests.conftest import FULL
 
 pytestmark = pytest.mark.spark

@@ -15,7 +15,7 @@ from scipy.sparse import csr_array
 
 from sparkdist import L2, Dataset, Logistic, Result, minimize
 from sparkdist.blocks import Array, Block, Partial
-from sparkdist.spark.aggregate import AggregateEngine
+from sparkdist.spark.engines.aggregate import AggregateEngine
 from tests.conftest import random_block
 from tests.job_count import counted_jobs
 

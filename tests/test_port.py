@@ -15,8 +15,8 @@ from sparkdist import Dataset, DeepDist, Logistic, ModelServer, ResidentEngine, 
 from sparkdist.commands import _call
 from sparkdist.errors import InvalidCall
 from sparkdist.server.supervisor import reserve_port
-from sparkdist.spark.aggregate import AggregateEngine
-from sparkdist.spark.server_options import ServerOptions
+from sparkdist.spark.engines.aggregate import AggregateEngine
+from sparkdist.spark.training.server_options import ServerOptions
 from tests.conftest import random_block
 from tests.served import Served
 

@@ -13,7 +13,7 @@ from numpy.testing import assert_array_equal
 from scipy.sparse import csr_array
 
 from sparkdist.blocks import Block
-from sparkdist.spark.residency import (
+from sparkdist.spark.data.residency import (
     BlockFile,
     BlocksGone,
     Place,

@@ -130,7 +130,7 @@ def test_r16_a_server_that_is_killed_in_a_pass_is_started_again(data, calm, tmp_
 
 def test_r16_a_server_that_dies_too_often_is_told_and_the_next_call_works(data, calm, monkeypatch):
     data.free_slots()
-    monkeypatch.setattr("sparkdist.spark.seat._RESTARTS", 0)
+    monkeypatch.setattr("sparkdist.spark.engines.seat._RESTARTS", 0)
     with pytest.raises(ServerDied):
         solve(data, callback=lambda state: kill_server(data))
     monkeypatch.undo()

@@ -21,7 +21,7 @@ from sparkdist.errors import BadData, PassFailed, ServerDied
 from sparkdist.layout import Layout
 from sparkdist.objectives import Objective
 from sparkdist.result import Result
-from sparkdist.spark.model_server import ModelServer
+from sparkdist.spark.training.model_server import ModelServer
 from sparkdist.updaters import sgd
 from sparkdist.workers import Batches
 from tests.conftest import CLUSTER, FULL, random_block

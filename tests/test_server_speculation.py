@@ -15,7 +15,7 @@ from sparkdist import Dataset, Logistic
 from sparkdist.consistency import Consistency, asp, bsp
 from sparkdist.objectives import Objective
 from sparkdist.result import Result
-from sparkdist.spark.model_server import ModelServer
+from sparkdist.spark.training.model_server import ModelServer
 from sparkdist.updaters import sgd
 from tests import test_speculation
 from tests.conftest import random_block

@@ -31,7 +31,7 @@ from sparkdist.simulate import (
 )
 from sparkdist.simulate.scene import Scene
 from sparkdist.simulate.training import Training
-from sparkdist.spark.recording import keep_record
+from sparkdist.spark.training.recording import keep_record
 from sparkdist.updaters import adagrad, momentum
 from tests.conftest import LOCAL, random_block
 from tests.test_workers import RUN, Direct

@@ -21,7 +21,7 @@ from sparkdist.blocks import Array, Block
 from sparkdist.consistency import bsp
 from sparkdist.errors import BadGradient, InvalidCall, PassFailed, ServerUnavailable
 from sparkdist.spark.network import bind_host, driver_host
-from sparkdist.spark.server_options import ServerOptions
+from sparkdist.spark.training.server_options import ServerOptions
 from sparkdist.updaters import adagrad, inverse_time, sgd
 from sparkdist.workers import local_sgd
 from tests.conftest import LOCAL
@@ -422,7 +422,7 @@ def test_the_penalty_has_the_same_value_as_with_exact_methods(data: Dataset) -> 
 
 def test_bad_gradients_of_rows_are_told_before_they_are_sent() -> None:
     from sparkdist.layout import Layout
-    from sparkdist.spark.units import RowWork
+    from sparkdist.spark.training.units import RowWork
     from sparkdist.workers import Epochs
 
     work = RowWork(

@@ -256,8 +256,8 @@ def _server_problems(
     method: str, call: Mapping[str, Any], penalty: Any, exact: list[str]
 ) -> list[str]:
     """What the model server would say; making one starts nothing."""
-    from sparkdist.spark.model_server import ModelServer
-    from sparkdist.spark.stochastic import find_problems_of_options
+    from sparkdist.spark.training.model_server import ModelServer
+    from sparkdist.spark.training.stochastic import find_problems_of_options
 
     problems, of_server = find_problems_of_options(method, call, exact), list[str]()
     known = inspect.signature(ModelServer.__init__).parameters

@@ -172,7 +172,7 @@ def _ask(context: Any, host: str, port: int, n: int, patience: float) -> list[Ma
     """Visit n task slots."""
     from pyspark import cloudpickle
 
-    from sparkdist.spark.train import run_job
+    from sparkdist.spark.training.train import run_job
 
     job = context.parallelize(range(n), n).mapPartitions(
         functools.partial(_probe.visit, host, port, _STAY)

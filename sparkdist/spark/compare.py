@@ -17,12 +17,12 @@ from sparkdist.comparison import Comparison, Curve, thinned
 from sparkdist.errors import InvalidCall
 from sparkdist.problem import MeanLoss, as_objective, pose
 from sparkdist.result import Result
-from sparkdist.spark.aggregate import AggregateEngine
-from sparkdist.spark.dataset import Dataset
-from sparkdist.spark.given import as_dataset, problems_of_data
+from sparkdist.spark.data.dataset import Dataset
+from sparkdist.spark.data.given import as_dataset, problems_of_data
+from sparkdist.spark.data.sources import refuse_connect
+from sparkdist.spark.engines.aggregate import AggregateEngine
 from sparkdist.spark.minimize import minimize
-from sparkdist.spark.sources import refuse_connect
-from sparkdist.spark.stochastic import NAMES
+from sparkdist.spark.training.stochastic import NAMES
 
 __all__ = ["compare"]
 

@@ -20,15 +20,15 @@ from sparkdist.problem import BoundsLike, Engine, Penalty, as_objective, pose
 from sparkdist.progress import Progress
 from sparkdist.result import Result
 from sparkdist.solving import Solving
-from sparkdist.spark.aggregate import AggregateEngine
-from sparkdist.spark.dataset import Dataset
-from sparkdist.spark.given import as_dataset, problems_of_data
+from sparkdist.spark.data.dataset import Dataset
+from sparkdist.spark.data.given import as_dataset, problems_of_data
+from sparkdist.spark.data.sources import refuse_connect
+from sparkdist.spark.engines.aggregate import AggregateEngine
+from sparkdist.spark.engines.resident import IDLE, ResidentEngine, what_speaks_against
+from sparkdist.spark.engines.seat import Seat
 from sparkdist.spark.network import context_of
-from sparkdist.spark.resident import IDLE, ResidentEngine, what_speaks_against
 from sparkdist.spark.scoring import model_of
-from sparkdist.spark.seat import Seat
-from sparkdist.spark.sources import refuse_connect
-from sparkdist.spark.stochastic import NAMES, descend, find_problems_of_options
+from sparkdist.spark.training.stochastic import NAMES, descend, find_problems_of_options
 
 __all__ = ["minimize"]
 

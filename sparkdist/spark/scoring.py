@@ -15,11 +15,11 @@ from sparkdist.blocks import Array, Block
 from sparkdist.errors import BadData, InvalidCall
 from sparkdist.model import Model, labels_of, pooled_scores
 from sparkdist.objectives import Objective
-from sparkdist.spark.dataframe import plan_columns
-from sparkdist.spark.dataset import Dataset
-from sparkdist.spark.from_arrow import feature_matrix
-from sparkdist.spark.ingest import BadRow
-from sparkdist.spark.sources import refuse_connect
+from sparkdist.spark.data.dataframe import plan_columns
+from sparkdist.spark.data.dataset import Dataset
+from sparkdist.spark.data.from_arrow import feature_matrix
+from sparkdist.spark.data.ingest import BadRow
+from sparkdist.spark.data.sources import refuse_connect
 
 __all__ = ["SparkModel", "load", "model_of"]
 

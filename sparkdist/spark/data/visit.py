@@ -8,8 +8,8 @@ from typing import NamedTuple, TypeVar
 from sparkdist.blocks import Block
 from sparkdist.errors import BadData
 from sparkdist.spark.collector import freeze_imports
-from sparkdist.spark.ingest import Handle
-from sparkdist.spark.residency import BlocksGone, open_blocks
+from sparkdist.spark.data.ingest import Handle
+from sparkdist.spark.data.residency import BlocksGone, open_blocks
 from sparkdist.spark.transport import acknowledge_at_once
 
 __all__ = ["Missing", "visit"]

@@ -13,10 +13,10 @@ from sparkdist.errors import InvalidCall
 from sparkdist.layout import type_of
 from sparkdist.problem import Problem
 from sparkdist.result import Result
-from sparkdist.spark.dataset import Dataset
-from sparkdist.spark.model_server import ModelServer
-from sparkdist.spark.server_options import ServerOptions
-from sparkdist.spark.training_plan import TrainingPlan
+from sparkdist.spark.data.dataset import Dataset
+from sparkdist.spark.training.model_server import ModelServer
+from sparkdist.spark.training.server_options import ServerOptions
+from sparkdist.spark.training.training_plan import TrainingPlan
 from sparkdist.workers import Epochs, downpour
 
 __all__ = ["NAMES", "descend", "find_problems_of_options"]

@@ -11,8 +11,8 @@ from pyspark import RDD
 from sparkdist.errors import InvalidCall
 from sparkdist.layout import Layout
 from sparkdist.objectives import Objective
-from sparkdist.spark import given
-from sparkdist.spark.dataset import Dataset
+from sparkdist.spark.data import given
+from sparkdist.spark.data.dataset import Dataset
 from sparkdist.workers import Epochs, Worker, downpour
 
 __all__ = [

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from sparkdist.blocks import Block, Matrix
-from sparkdist.spark.residency import BlockFile, Place
+from sparkdist.spark.data.residency import BlockFile, Place
 
 __all__ = ["BLOCK_BYTES", "MAX_LABELS", "PORTION", "BadRow", "Handle", "keep"]
 

@@ -17,12 +17,12 @@ from sparkdist.model import ensemble_of
 from sparkdist.problem import MeanLoss, Problem
 from sparkdist.result import Result
 from sparkdist.solvers import pseudo_gradient
-from sparkdist.spark.aggregate import AggregateEngine
-from sparkdist.spark.dataset import Dataset
+from sparkdist.spark.data.dataset import Dataset
+from sparkdist.spark.engines.aggregate import AggregateEngine
 from sparkdist.spark.failures import told_plainly
 from sparkdist.spark.scoring import model_of
-from sparkdist.spark.serving import Serving, Watch
-from sparkdist.spark.units import RowWork
+from sparkdist.spark.training.serving import Serving, Watch
+from sparkdist.spark.training.units import RowWork
 from sparkdist.workers import local_sgd
 
 __all__ = ["of_objective", "of_rows", "of_server"]

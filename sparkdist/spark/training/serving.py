@@ -27,9 +27,9 @@ from sparkdist.server.rules import Rule, model_entries
 from sparkdist.server.setup import Setup
 from sparkdist.server.supervisor import Supervisor, reserve_port
 from sparkdist.spark.network import bind_host, driver_host, hosts_of, ports_of, task_slots
-from sparkdist.spark.recording import keep_record
-from sparkdist.spark.server_options import ServerOptions
-from sparkdist.spark.train import Loop, Plan, run_job, unreachable_from, work
+from sparkdist.spark.training.recording import keep_record
+from sparkdist.spark.training.server_options import ServerOptions
+from sparkdist.spark.training.train import Loop, Plan, run_job, unreachable_from, work
 from sparkdist.workers import Units
 
 __all__ = ["Face", "Serving", "Watch"]

@@ -14,8 +14,8 @@ import pyarrow.parquet as pq
 
 from sparkdist.blocks import Block
 from sparkdist.errors import BadData, InvalidCall
-from sparkdist.spark.dataframe import leaks
-from sparkdist.spark.from_arrow import Columns
+from sparkdist.spark.data.dataframe import leaks
+from sparkdist.spark.data.from_arrow import Columns
 
 __all__ = ["ParquetReader", "Split", "plan"]
 

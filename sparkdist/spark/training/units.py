@@ -12,8 +12,8 @@ from sparkdist.client import Gradient
 from sparkdist.errors import BadData, BadGradient
 from sparkdist.layout import Layout
 from sparkdist.objectives import Objective
-from sparkdist.spark.ingest import Handle
-from sparkdist.spark.residency import open_blocks
+from sparkdist.spark.data.ingest import Handle
+from sparkdist.spark.data.residency import open_blocks
 from sparkdist.workers import BlockUnits, CutUnits, Epochs, Order
 
 __all__ = ["BlockWork", "RowWork"]

@@ -20,11 +20,11 @@ from sparkdist.progress import TrainingProgress
 from sparkdist.result import Result
 from sparkdist.server.user_descent import UserDescent
 from sparkdist.skeleton import Skeleton, arrays_of
-from sparkdist.spark.outcome import of_server
-from sparkdist.spark.server_options import ServerOptions
-from sparkdist.spark.serving import Face, Serving, Watch
-from sparkdist.spark.sources import describe
-from sparkdist.spark.train import Loop
+from sparkdist.spark.data.sources import describe
+from sparkdist.spark.training.outcome import of_server
+from sparkdist.spark.training.server_options import ServerOptions
+from sparkdist.spark.training.serving import Face, Serving, Watch
+from sparkdist.spark.training.train import Loop
 
 __all__ = ["DeepDist"]
 

@@ -12,8 +12,8 @@ from sparkdist.client import Address, Compressing, Entry, HttpClient, Memory
 from sparkdist.codecs import Codec
 from sparkdist.errors import PassFailed
 from sparkdist.spark import jobs
+from sparkdist.spark.data.residency import local_file
 from sparkdist.spark.failures import told_plainly
-from sparkdist.spark.residency import local_file
 from sparkdist.spark.transport import acknowledge_at_once
 from sparkdist.workers import Units, Worker, downpour
 

@@ -17,18 +17,18 @@ from pyspark.sql import DataFrame, SparkSession
 from sparkdist.blocks import Block, Matrix
 from sparkdist.errors import BadData, InvalidCall, PassFailed
 from sparkdist.objectives import Objective
-from sparkdist.spark import parquet, sources
-from sparkdist.spark.dataframe import handle_of_row, ingested_dataframe
+from sparkdist.spark.data import parquet, sources
+from sparkdist.spark.data.dataframe import handle_of_row, ingested_dataframe
+from sparkdist.spark.data.found import merge_labels, refuse_bad
+from sparkdist.spark.data.from_rows import blocks_of_elements
+from sparkdist.spark.data.ingest import Handle, keep
+from sparkdist.spark.data.residency import forget
+from sparkdist.spark.data.slices import share
+from sparkdist.spark.data.visit import Missing, visit
 from sparkdist.spark.failures import told_plainly
-from sparkdist.spark.found import merge_labels, refuse_bad
-from sparkdist.spark.from_rows import blocks_of_elements
-from sparkdist.spark.ingest import Handle, keep
 from sparkdist.spark.jobs import run_job
 from sparkdist.spark.network import has_stopped, n_executors
-from sparkdist.spark.residency import forget
-from sparkdist.spark.slices import share
 from sparkdist.spark.transport import acknowledge_at_once
-from sparkdist.spark.visit import Missing, visit
 
 __all__ = ["Dataset"]
 

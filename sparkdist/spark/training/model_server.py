@@ -24,14 +24,14 @@ from sparkdist.progress import TrainingProgress
 from sparkdist.result import Result
 from sparkdist.server.coded import rule_of
 from sparkdist.server.rules import MeanGradient
-from sparkdist.spark.dataset import Dataset
-from sparkdist.spark.given import as_dataset
-from sparkdist.spark.outcome import of_objective, of_rows
-from sparkdist.spark.server_options import ServerOptions
-from sparkdist.spark.serving import Face, Serving, Watch
-from sparkdist.spark.sources import describe, refuse_connect
-from sparkdist.spark.train import Coding, Loop
-from sparkdist.spark.training_plan import (
+from sparkdist.spark.data.dataset import Dataset
+from sparkdist.spark.data.given import as_dataset
+from sparkdist.spark.data.sources import describe, refuse_connect
+from sparkdist.spark.training.outcome import of_objective, of_rows
+from sparkdist.spark.training.server_options import ServerOptions
+from sparkdist.spark.training.serving import Face, Serving, Watch
+from sparkdist.spark.training.train import Coding, Loop
+from sparkdist.spark.training.training_plan import (
     TrainingPlan,
     misfits,
     problems_of_data,
@@ -39,7 +39,7 @@ from sparkdist.spark.training_plan import (
     unrepeatable,
     worker_of,
 )
-from sparkdist.spark.units import BlockWork, RowWork
+from sparkdist.spark.training.units import BlockWork, RowWork
 from sparkdist.updaters import Damping, Descent, Updater, adagrad
 from sparkdist.workers import Epochs, Whole, Worker, downpour, share_penalty
 

@@ -16,7 +16,7 @@ from sparkdist.errors import InvalidCall
 from sparkdist.server.checkpoint import holds_checkpoints, read_newest
 from sparkdist.server.rules import Rule
 from sparkdist.spark.network import encryption_of, ports_of
-from sparkdist.spark.recording import problems_of_record
+from sparkdist.spark.training.recording import problems_of_record
 
 __all__ = ["ServerOptions"]
 

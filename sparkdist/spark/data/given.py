@@ -9,8 +9,8 @@ from typing import Any
 from pyspark import RDD
 from pyspark.sql import DataFrame
 
-from sparkdist.spark.dataset import Dataset
-from sparkdist.spark.sources import describe
+from sparkdist.spark.data.dataset import Dataset
+from sparkdist.spark.data.sources import describe
 
 __all__ = ["as_dataset", "problems_of_data"]
 

@@ -10,7 +10,7 @@ from numpy.typing import DTypeLike
 from scipy.sparse import csr_array, issparse
 
 from sparkdist.blocks import Array, Block, Matrix
-from sparkdist.spark.ingest import BLOCK_BYTES, BadRow
+from sparkdist.spark.data.ingest import BLOCK_BYTES, BadRow
 
 __all__ = ["blocks_of_elements"]
 

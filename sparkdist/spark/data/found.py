@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from sparkdist.errors import BadData
-from sparkdist.spark.ingest import MAX_LABELS, Handle
+from sparkdist.spark.data.ingest import MAX_LABELS, Handle
 
 __all__ = ["merge_labels", "refuse_bad"]
 

@@ -15,8 +15,8 @@ from sparkdist.blocks import Array, Block, Partial
 from sparkdist.client import Address, PassClient, Worker
 from sparkdist.errors import BadData
 from sparkdist.objectives import Objective
-from sparkdist.spark.ingest import Handle
-from sparkdist.spark.residency import BlocksGone, Place, open_blocks
+from sparkdist.spark.data.ingest import Handle
+from sparkdist.spark.data.residency import BlocksGone, Place, open_blocks
 from sparkdist.spark.transport import acknowledge_at_once
 from sparkdist.workers import resident
 

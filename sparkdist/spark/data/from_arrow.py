@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 from scipy.sparse import csr_array
 
 from sparkdist.blocks import Array, Block, Matrix
-from sparkdist.spark.ingest import BadRow
+from sparkdist.spark.data.ingest import BadRow
 
 __all__ = ["Columns", "feature_matrix"]
 

@@ -13,11 +13,11 @@ import numpy as np
 
 from sparkdist.blocks import Array, Block, Partial
 from sparkdist.objectives import Objective
-from sparkdist.spark.dataset import Dataset
+from sparkdist.spark.data.dataset import Dataset
+from sparkdist.spark.data.ingest import PORTION, Handle
+from sparkdist.spark.data.visit import Missing, visit
 from sparkdist.spark.failures import told_plainly
-from sparkdist.spark.ingest import PORTION, Handle
 from sparkdist.spark.jobs import run_job
-from sparkdist.spark.visit import Missing, visit
 
 if TYPE_CHECKING:
     from pyspark import Broadcast

@@ -18,12 +18,12 @@ from sparkdist.client import Address
 from sparkdist.errors import PassFailed, WorkersMissing
 from sparkdist.objectives import Objective
 from sparkdist.server.supervisor import Supervisor
-from sparkdist.spark.dataset import Dataset
+from sparkdist.spark.data.dataset import Dataset
+from sparkdist.spark.data.ingest import PORTION
+from sparkdist.spark.engines.resident_task import Part, TaskSetup, work_at
+from sparkdist.spark.engines.seat import Seat
 from sparkdist.spark.failures import told_plainly
-from sparkdist.spark.ingest import PORTION
 from sparkdist.spark.network import ANY_PORT, task_slots
-from sparkdist.spark.resident_task import Part, TaskSetup, work_at
-from sparkdist.spark.seat import Seat
 
 __all__ = ["Crew", "Options"]
 

@@ -15,9 +15,9 @@ from pyspark.sql import functions as F
 from pyspark.sql.types import ArrayType, BooleanType, DataType, NumericType
 
 from sparkdist.errors import InvalidCall
-from sparkdist.spark.from_arrow import Columns
-from sparkdist.spark.ingest import Handle, keep
-from sparkdist.spark.residency import Place
+from sparkdist.spark.data.from_arrow import Columns
+from sparkdist.spark.data.ingest import Handle, keep
+from sparkdist.spark.data.residency import Place
 
 __all__ = ["handle_of_row", "ingested_dataframe", "leaks", "plan_columns"]
 

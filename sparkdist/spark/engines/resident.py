@@ -16,12 +16,12 @@ from pyspark.cloudpickle import dumps
 from sparkdist.blocks import Array, Partial
 from sparkdist.errors import InvalidCall
 from sparkdist.objectives import Objective
-from sparkdist.spark.aggregate import AggregateEngine
-from sparkdist.spark.crew import Crew, Options
-from sparkdist.spark.dataset import Dataset
+from sparkdist.spark.data.dataset import Dataset
+from sparkdist.spark.data.sources import find_dtype
+from sparkdist.spark.engines.aggregate import AggregateEngine
+from sparkdist.spark.engines.crew import Crew, Options
+from sparkdist.spark.engines.seat import Seat
 from sparkdist.spark.network import driver_host, encryption_of, ports_of
-from sparkdist.spark.seat import Seat
-from sparkdist.spark.sources import find_dtype
 
 __all__ = ["IDLE", "ResidentEngine", "what_speaks_against"]
 

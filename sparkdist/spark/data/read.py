@@ -11,8 +11,8 @@ from pyspark.sql.types import NumericType
 
 from sparkdist import datasets
 from sparkdist.errors import InvalidCall
-from sparkdist.spark.dataset import Dataset
-from sparkdist.spark.sources import read_libsvm
+from sparkdist.spark.data.dataset import Dataset
+from sparkdist.spark.data.sources import read_libsvm
 
 __all__ = ["FORMATS", "read_dataframe", "read_dataset"]
 

@@ -1,0 +1,1 @@
+"""Rows: from whatever Spark has them in to blocks that stay on the executors."""

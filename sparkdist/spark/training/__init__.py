@@ -1,0 +1,1 @@
+"""Training: the model server beside the driver, and the tasks that push to it."""
