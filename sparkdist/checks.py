@@ -18,7 +18,7 @@ __all__ = ["find_problems"]
 logger = logging.getLogger(__name__)
 
 #: Parameters of solvers that have a parameter of their own at the front door.
-_NOT_OPTIONS = ("fun", "w0", "tol", "max_iter", "callback", "l1", "bounds", "hessp")
+_NOT_OPTIONS = ("fun", "w0", "tol", "max_iter", "callback", "l1", "bounds", "hessp", "metric")
 #: What an option must be, by its annotation.
 _TYPES: dict[str, tuple[type, str]] = {
     "int": (Integral, "a whole number"),
@@ -77,6 +77,12 @@ def _unsupported(loss: Objective | None, method: str, has_l1: bool, has_bounds: 
     if "hessp" in wanted and loss is not None and not loss.twice:
         name = type(loss).__name__
         problems.append(f"{method} needs Hessian-vector products, and {name} has none; use lbfgs")
+    if "metric" in wanted and loss is not None and not loss.has_metric:
+        name = type(loss).__name__
+        problems.append(
+            f"{method} is for linear models of twice differentiable losses, and {name} is none;"
+            " use lbfgs"
+        )
     return problems
 
 

@@ -49,12 +49,13 @@ class Solving:
         self._history = History()
 
     def solve(self, method: str, options: dict[str, Any]) -> Result:
-        """Run the solver, giving it of l1, bounds and hessp what its signature asks for."""
+        """Run the solver, giving it of l1, bounds, hessp and metric what its signature asks for."""
         problem, solver = self._problem, registry.get(solvers, method)
         offered = {
             "l1": self._l1,
             "bounds": problem.bounds,
             "hessp": self._fun.hessp,
+            "metric": self._fun.metric,
         }
         wanted = inspect.signature(solver).parameters
         given = {name: value for name, value in offered.items() if name in wanted}

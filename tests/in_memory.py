@@ -24,6 +24,12 @@ class InMemory:
         parts = (objective.value_and_grad(w, block) for block in self.blocks)
         return functools.reduce(operator.add, parts)
 
+    def metric(self, objective: Objective, w: Array) -> Partial:
+        self.passes += 1
+        parts = [objective.metric(w, block) for block in self.blocks]
+        weight = float(sum(block.weight.sum() for block in self.blocks))
+        return Partial(0.0, np.sum(parts, axis=0), weight)
+
     def hessp(self, objective: Objective, w: Array, v: Array) -> Partial:
         self.passes += 1
         grad = np.sum([objective.hessp(w, v, block) for block in self.blocks], axis=0)

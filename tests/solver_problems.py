@@ -38,6 +38,10 @@ class Problem:
         assert np.array_equal(w, self.last), "a product at a w that fun did not see last"
         return self.hessian_times(w, v)
 
+    def metric(self, w):
+        """The diagonal of the Hessian: a preconditioner that leaves work to do."""
+        return np.diag([self.hessian_times(w, axis) @ axis for axis in np.eye(w.size)])
+
 
 class Quadratic(Problem):
     """0.5 (w - x).H (w - x) + 3 with eigenvalues from 1 / condition to 1."""

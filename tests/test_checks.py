@@ -57,7 +57,7 @@ def test_a_call_that_can_work_has_no_problem(given):
 
 
 PENALTY = "it must be L2(...), L1(...) or ElasticNet(...)"
-METHODS = "there are gd, lbfgs, newton_cg, owlqn, downpour, sgd"
+METHODS = "there are gd, lbfgs, newton_cg, owlqn, preconditioned_lbfgs, downpour, sgd"
 
 
 @pytest.mark.parametrize(
@@ -107,7 +107,9 @@ def test_each_problem_is_one_sentence(given, sentence):
     assert problems(**given) == [sentence]
 
 
-@pytest.mark.parametrize("name", ["fun", "w0", "tol", "max_iter", "callback", "bounds", "hessp"])
+@pytest.mark.parametrize(
+    "name", ["fun", "w0", "tol", "max_iter", "callback", "bounds", "hessp", "metric"]
+)
 @pytest.mark.parametrize("method", registry.names(solvers))
 def test_what_the_front_door_gives_is_no_option(method, name):
     (problem,) = problems(method=method, options={name: 1})

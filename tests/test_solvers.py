@@ -20,9 +20,9 @@ from sklearn.linear_model import LogisticRegression
 from sparkdist import registry, solvers
 from sparkdist.errors import InvalidCall
 from sparkdist.solvers import gd, lbfgs, newton_cg, owlqn, pseudo_gradient
+from sparkdist.solvers._feed import Feed
 from sparkdist.solvers._memory import inverse_hessian_times, remember, restrict
 from sparkdist.solvers._run import Point, Run
-from sparkdist.solvers.lbfgs import _Feed
 from sparkdist.solvers.newton_cg import (
     _decrease,
     _next_radius,
@@ -62,7 +62,7 @@ def solve(member, problem, w0=None, **options):
     options = {"max_iter": 20_000, **fixed, **options}
     if member in BOLD:
         options["step"] = problem.step
-    needs = {"l1": 0.0, "hessp": problem.hessp}
+    needs = {"l1": 0.0, "hessp": problem.hessp, "metric": problem.metric}
     for parameter in inspect.signature(solver).parameters.values():
         if parameter.name in needs and parameter.default is parameter.empty:
             options.setdefault(parameter.name, needs[parameter.name])
@@ -890,7 +890,7 @@ def test_lbfgs_shows_scipy_a_parabola_where_the_objective_is_infinite():
     options = {"tol": 0.0, "max_iter": 9, "callback": None, "problems": []}
     run = Run("lbfgs", problem, problem.start, **options)
     d = -run.point.g
-    value, gradient = _Feed(run)(run.point.w + d)
+    value, gradient = Feed(run)(run.point.w + d)
     before, after = run.point.g @ d, gradient @ d  # slopes at both ends
     assert_allclose(value, run.point.F + (before + after) / 2)
     assert_allclose(-before / (after - before), 0.25)

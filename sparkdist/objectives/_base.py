@@ -10,6 +10,7 @@ import numpy as np
 
 from sparkdist.blocks import Array, Block, Matrix, Partial
 from sparkdist.layout import Layout, Model
+from sparkdist.objectives._gram import gram
 from sparkdist.objectives._precision import in_precision_of, times_vector
 
 __all__ = ["MarginLoss", "Objective"]
@@ -89,6 +90,19 @@ class Objective(ABC):
         """Sum of the rows' Hessians at w, times v; the shape of w."""
         raise NotImplementedError(f"{type(self).__name__} has no hessp")
 
+    def metric(self, w: Array, block: Block) -> Array:
+        """Sum of the rows' matrices (D, D) that stand for their Hessians near w.
+
+        Positive semidefinite; D is d, or d + 1 with intercepts.  The D x k parameters of a model
+        with k scores have k times this one.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no metric")
+
+    @property
+    def has_metric(self) -> bool:
+        """Whether there is a ``metric``, and it says something about the loss."""
+        return self.twice and type(self).metric is not Objective.metric
+
     def scores(self, w: Array, X: Matrix) -> Array:
         """Scores of the rows, linear but for MLP: (n,), or (n, n_classes)."""
         raise NotImplementedError(f"{type(self).__name__} has no scores")
@@ -161,6 +175,19 @@ class MarginLoss(Objective):
         X, y, weight = block
         curvature = self.curvature(self.scores(w, X), y)
         return _gather(X, weight * curvature * self.scores(v, X), w.size)
+
+    def expected_curvature(self, m: Array, y: Array) -> Array:
+        """Second derivative to expect on the way from the margins m, not negative; shape (n,).
+
+        It is ``curvature``, but of losses that have rows without any, which may get some.
+        """
+        return self.curvature(m, y)
+
+    def metric(self, w: Array, block: Block) -> Array:
+        """X' diag(weight * expected curvature) X, for X with a column of ones if w has one."""
+        X, y, weight = block
+        curvature = self.expected_curvature(self.scores(w, X), y)
+        return gram(X, weight * curvature, intercept=w.size > X.shape[1])
 
     def scores(self, w: Array, X: Matrix) -> Array:
         """Return the margins x @ w + intercept, shape (n,)."""

@@ -50,3 +50,11 @@ class Huber(MarginLoss):
     def curvature(self, m: Array, y: Array) -> Array:
         """One for small residuals, zero for large ones."""
         return np.where(np.abs(m - y) <= self.delta, 1.0, 0.0)
+
+    def expected_curvature(self, m: Array, y: Array) -> Array:
+        """min(1, delta / |r|): of the parabola that touches the loss from above.
+
+        Source: Holland and Welsch, Robust Regression Using Iteratively Reweighted Least-Squares,
+        Communications in Statistics 6 (1977), the weights of Huber's loss.
+        """
+        return self.delta / np.maximum(np.abs(m - y), self.delta)

@@ -13,6 +13,7 @@ from sparkdist.blocks import Array, Block, Matrix, Partial
 from sparkdist.errors import InvalidCall
 from sparkdist.objectives._base import Objective
 from sparkdist.objectives._cross_entropy import cross_entropy, cross_entropy_curvature
+from sparkdist.objectives._gram import gram
 from sparkdist.objectives._precision import in_precision_of
 
 __all__ = ["Softmax"]
@@ -70,6 +71,16 @@ class Softmax(Objective):
         X, _, weight = block
         S, U = self._class_scores(w, X), self._class_scores(v, X)
         return _gather(X, cross_entropy_curvature(S, U, weight), w.size)
+
+    def metric(self, w: Array, block: Block) -> Array:
+        """X' diag(weight * c) X, for X with a column of ones if w has intercepts.
+
+        c = sum_k p_k (1 - p_k) / K is the mean of a row's curvatures in its K scores.
+        """
+        X, _, weight = block
+        P = softmax(self._class_scores(w, X), axis=0)
+        curvature = (1.0 - np.square(P).sum(axis=0)) / self.n_classes
+        return gram(X, weight * curvature, intercept=w.size > self.size(X.shape[1]))
 
     def scores(self, w: Array, X: Matrix) -> Array:
         """Return the class scores of the rows, shape (n, K)."""

@@ -37,3 +37,7 @@ class SquaredHinge(BinaryLoss):
     def phi_second(self, z: Array) -> Array:
         """2 where the row costs something, else 0."""
         return np.where(z < 1.0, 2.0, 0.0)
+
+    def expected_curvature(self, m: Array, y: Array) -> Array:
+        """2 for every row: which ones will cost something is not known yet."""
+        return np.full_like(m, 2.0)

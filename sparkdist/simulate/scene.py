@@ -139,6 +139,9 @@ class _InMemory:
     def hessp(self, objective: Objective, w: Array, v: Array) -> Partial:
         raise NotImplementedError("nothing here asks for it")
 
+    def metric(self, objective: Objective, w: Array) -> Partial:
+        raise NotImplementedError("nothing here asks for it")
+
 
 def _pose(caller: str, loss: Objective, whole: Sequence[Block], w0: Any, of: Training) -> Problem:
     problems: list[str] = []

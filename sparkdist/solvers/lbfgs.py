@@ -7,9 +7,10 @@ from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy.optimize import Bounds, OptimizeResult, minimize
+from scipy.optimize import Bounds, OptimizeResult
 
 from sparkdist.blocks import Array
+from sparkdist.solvers._feed import Feed, take_steps
 from sparkdist.solvers._run import Callback, Run, ValueAndGrad
 
 __all__ = ["lbfgs"]
@@ -89,53 +90,8 @@ def lbfgs(
         project=project,
     )
     if run.goes_on:
-        feed = _Feed(run)
-        # Only the steps are SciPy's: ftol=0 ends where a step changes nothing at all.
-        options = {"maxcor": memory, "ftol": 0.0, "gtol": 0.0, "maxfun": 10**9, "maxiter": 10**9}
-        minimize(
-            feed,
-            run.point.w,
-            method="L-BFGS-B",
-            jac=True,
-            bounds=Bounds(low, high),
-            callback=feed.accept,
-            options=options,
-        )
-        if run.goes_on:  # SciPy found no further step
-            run.give_up(feed.promised)
+        take_steps(run, Feed(run), run.point.w, memory, Bounds(low, high))
     return run.result()
-
-
-class _Feed:
-    """Stands between SciPy and the run."""
-
-    def __init__(self, run: Run):
-        self._run, self._last = run, run.point
-        self._full_step_is_next = True
-        self.promised = 0.0
-
-    def __call__(self, w: Array) -> tuple[float, Array]:
-        """Evaluate a trial point; one that is not finite is shown to SciPy as a parabola.
-
-        SciPy's line search interpolates, and would make NaN of an infinite value.  The parabola
-        has the iterate's value and slope, and its minimum a quarter of the way to the trial.
-        """
-        run, here = self._run, self._run.point
-        trial = run.evaluate(w.copy())
-        slope = float(here.g @ (w - here.w))
-        if self._full_step_is_next and trial is not here:
-            self._full_step_is_next, self.promised = False, -slope
-        self._last = trial
-        if np.isfinite(trial.F):
-            return trial.F, trial.g
-        return here.F - slope, -3.0 * here.g
-
-    def accept(self, _w: Array) -> None:
-        """Book the point that SciPy accepted, which is the one it has evaluated last."""
-        self._run.accept(self._last)
-        self._full_step_is_next = True
-        if not self._run.goes_on:
-            raise StopIteration
 
 
 def _box(

@@ -40,8 +40,11 @@ T = TypeVar("T")
 class Crew(Protocol):
     """Workers that hold task slots."""
 
+    def make_room(self) -> None:
+        """Send them home, if they are there."""
+
     def release(self) -> None:
-        """Send them home."""
+        """Send them home, and stop their server."""
 
 
 def itself(handle: Handle) -> Handle:
@@ -302,7 +305,7 @@ class Dataset:
     def free_slots(self) -> None:
         """Send resident workers home: another job needs their task slots."""
         if self.crew is not None:
-            self.crew.release()
+            self.crew.make_room()
 
     def refuse_labels(self, objective: Objective) -> None:
         """Raise BadData for labels outside the objective's domain, with the place of the first."""
@@ -346,7 +349,8 @@ class Dataset:
 
     def unpersist(self) -> None:
         """Remove the blocks from the executors; the dataset cannot be used afterwards."""
-        self.free_slots()  # the server of resident workers outlives even the session
+        if self.crew is not None:
+            self.crew.release()  # their server outlives even the session
         if not self._cached.is_cached or self._stopped:
             return
         self._handles.foreach(_forget)

@@ -86,6 +86,14 @@ class AggregateEngine:
 
         return self._pass(step, w, v)
 
+    def metric(self, objective: Objective, w: Array) -> Partial:
+        """Sum the matrices that stand for the Hessian, as ``grad``, and weight: one pass."""
+
+        def step(vectors: tuple[Array, ...], block: Block) -> Partial:
+            return Partial(0.0, objective.metric(vectors[0], block), float(block.weight.sum()))
+
+        return self._pass(step, w)
+
     def _pass(self, step: Step, *vectors: Array) -> Partial:
         context = self._dataset.handles.context
 

@@ -96,6 +96,11 @@ class Crew:
         """Numbers of the workers' Spark jobs."""
         return () if self._job is None else self._job.numbers()
 
+    def make_room(self) -> None:
+        """Send the workers home, if there are any; a server without workers holds no slots."""
+        if self._job is not None:
+            self.release()
+
     def release(self, *, cancel: bool = False) -> None:
         """Send the workers home and stop their server."""
         with self.turn:

@@ -111,6 +111,13 @@ class ResidentEngine:
         """Sum Hessian times v, as the ``grad`` of the result, and weight: one pass."""
         return self._pass(objective, "hessp", w, v)
 
+    def metric(self, objective: Objective, w: Array) -> Partial:
+        """Sum the matrices that stand for the Hessian, as ``grad``, and weight.
+
+        A Spark job of its own, for which workers that are there go home.
+        """
+        return AggregateEngine(self.dataset, deterministic=True).metric(objective, w)
+
     def _pass(self, objective: Objective, kind: str, *vectors: Array) -> Partial:
         if self._sent is None or self._sent[0] is not objective:
             self._sent = objective, _dumps(objective)
