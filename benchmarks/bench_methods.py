@@ -135,6 +135,7 @@ SOLVERS = {
     "gd": Case("gd"),
     "lbfgs": Case("lbfgs"),
     "newton_cg": Case("newton_cg"),
+    "preconditioned_lbfgs": Case("preconditioned_lbfgs"),
     "owlqn": Case("owlqn", problem="lasso"),
 }
 

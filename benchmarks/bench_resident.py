@@ -45,6 +45,8 @@ THREADS_SHAPE = (125_000, 400)
 #: Of docs/resident.md, for local mode.
 UNCHECKED, IN_MEMORY = "-Darrow.enable_unsafe_memory_access=true", "/dev/shm"
 
+PRE = "preconditioned_lbfgs"
+
 Fit = Callable[[], Array]
 
 
@@ -199,6 +201,7 @@ def sparse_fits(spark: Any, rounds: int) -> list[dict[str, Any]]:
         "sparkdist, resident, lbfgs": lambda: problem.sparkdist(df, "lbfgs", 1e-7),
         "the same, memory=50": lambda: problem.sparkdist(df, "lbfgs", 1e-7, memory=50),
         "sparkdist, resident, newton_cg": lambda: problem.sparkdist(df, "newton_cg", 1e-6),
+        "sparkdist, resident, preconditioned_lbfgs": lambda: problem.sparkdist(df, PRE, 1e-6),
         "scikit-learn, one process, lbfgs": lambda: problem.scikit_learn("lbfgs", 1e-7),
         "scikit-learn, one process, newton-cg": lambda: problem.scikit_learn("newton-cg", 1e-6),
     }
@@ -217,6 +220,10 @@ def dense_fits(spark: Any, rounds: int) -> list[dict[str, Any]]:
         "sparkdist, resident, lbfgs": lambda: problem.sparkdist(df, "lbfgs", 1e-4),
         "the same, memory=50": lambda: problem.sparkdist(df, "lbfgs", 4e-5, memory=50),
         "the same, float32": lambda: problem.sparkdist(df, "lbfgs", 4e-5, "float32", memory=50),
+        "sparkdist, resident, preconditioned_lbfgs": lambda: problem.sparkdist(df, PRE, 1e-4),
+        "sparkdist, resident, preconditioned_lbfgs, float32": lambda: problem.sparkdist(
+            df, PRE, 1e-4, "float32"
+        ),
         "SciPy, one process": lambda: problem.scipy(1e-4),
         "scikit-learn, one process, newton-cg": lambda: problem.scikit_learn("newton-cg", 1e-4),
     }

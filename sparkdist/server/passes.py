@@ -77,8 +77,8 @@ class Passes:
     def begin(self, run: str, size: int, partitions: Sequence[int]) -> None:
         """Open a run for the workers of a new job; those of another one are sent home.
 
-        Its vectors have at most ``size`` elements; ``partitions`` has the partition of each
-        portion, in the order in which their results are added up.
+        Its vectors and sums have at most ``size`` elements; ``partitions`` has the partition of
+        each portion, in the order in which their results are added up.
         """
         with self._changed:
             self._partitions = partitions
@@ -90,14 +90,17 @@ class Passes:
             self._changed.notify_all()
 
     def evaluate(
-        self, number: int, kind: str, vectors: Sequence[Array], seconds: float
+        self, number: int, kind: str, vectors: Sequence[Array], seconds: float, width: int = 0
     ) -> tuple[str, Partial | None]:
-        """Begin a pass, and wait for it for a while: see :meth:`wait_for`."""
+        """Begin a pass, and wait for it for a while: see :meth:`wait_for`.
+
+        A sum has ``width`` numbers; as many as a vector, where that is 0.
+        """
         with self._changed:
             if not self._over:
                 self._number, self._kind = number, kind
                 self._vectors = b"".join(vector.tobytes() for vector in vectors)
-                self._n_vectors, self._size = len(vectors), vectors[0].size
+                self._n_vectors, self._size = len(vectors), width or vectors[0].size
                 late = _USUAL_TIMES * self._usual or _SOONEST
                 least = int(_WORTH_ASKING / self._usual) if self._usual else 1
                 self._coordinator = Coordinator(

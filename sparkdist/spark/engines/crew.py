@@ -31,6 +31,8 @@ __all__ = ["Crew", "Options"]
 _SILENCE = 60.0
 #: Seconds between two looks at the job while a pass is being waited for.
 _LOOK = 0.5
+#: Of all portions' metrics, which the server takes at 1 GB/s: a Spark job costs no more then.
+_MOST_BYTES = 256 << 20
 
 
 class Options(NamedTuple):
@@ -66,8 +68,9 @@ class Crew:
         pickled: bytes,
         kind: str,
         vectors: tuple[Array, ...],
+        width: int,
     ) -> Any:
-        """One pass; None if blocks are not where the workers are."""
+        """One pass, whose sums have ``width`` numbers; None if blocks are not at the workers."""
         self._dataset.handles  # noqa: B018  # may it still be used?
         if options != self._options:
             self.release()
@@ -81,7 +84,7 @@ class Crew:
                 self._hire(objective, pickled)
                 state = "unknown"
             if state == "unknown":
-                state, total = self._server.ask("evaluate", number, kind, vectors, _LOOK)
+                state, total = self._server.ask("evaluate", number, kind, vectors, _LOOK, width)
             else:
                 state, total = self._server.ask("wait_for", number, _LOOK)
             if state == "done":
@@ -142,8 +145,8 @@ class Crew:
             self._server.ask("end")
             self._job.end(False)
         run = secrets.token_hex(8)
-        n, size = self._dataset.n_features, objective.n_intercepts
-        size += objective.size(n)
+        size = objective.size(self._dataset.n_features) + objective.n_intercepts
+        widest = max(size, self.width_of_metric(objective, self._dataset.n_features + 1))
         partitions = tuple(part.place.partition for part in self._parts)
         address = Address(*self._seat.where, self._seat.token, run)
         handles, slots = self._dataset.handles, task_slots(self._dataset.context)
@@ -153,12 +156,17 @@ class Crew:
         task = TaskSetup(address, objective, size, self._parts, silence, self._options.messages)
         work = functools.partial(work_at, task)
         if self._seat.ready:  # it may know another run, and would refuse workers of a new one
-            self._server.begin_passes(run, size, partitions)
+            self._server.begin_passes(run, widest, partitions)
             self._job = _Job(self._dataset.context, handles.mapPartitions(work), self._close)
         else:  # it starts while Spark does
             self._job = _Job(self._dataset.context, handles.mapPartitions(work), self._close)
-            self._server.begin_passes(run, size, partitions)
+            self._server.begin_passes(run, widest, partitions)
         self._pickled = pickled
+
+    def width_of_metric(self, objective: Objective, rows: int) -> int:
+        """Numbers in a portion's metric; 0 where there is none, or too much to send."""
+        fits = 8 * rows**2 * len(self._parts) <= _MOST_BYTES
+        return rows**2 if fits and objective.has_metric else 0
 
     def take(self, seat: Seat, options: Options) -> None:
         """Use a server that has been started with these options already."""

@@ -112,18 +112,23 @@ class ResidentEngine:
         return self._pass(objective, "hessp", w, v)
 
     def metric(self, objective: Objective, w: Array) -> Partial:
-        """Sum the matrices that stand for the Hessian, as ``grad``, and weight.
+        """Sum the matrices that stand for the Hessian, as ``grad``, and weight: one pass.
 
-        A Spark job of its own, for which workers that are there go home.
+        Large ones are a Spark job of its own, for which the workers go home.
         """
-        return AggregateEngine(self.dataset, deterministic=True).metric(objective, w)
+        rows = w.size // objective.n_scores
+        width = self._crew.width_of_metric(objective, rows)
+        if not width:
+            return AggregateEngine(self.dataset, deterministic=True).metric(objective, w)
+        found = self._pass(objective, "metric", w, width=width)
+        return Partial(found.loss, found.grad.reshape(rows, rows), found.weight)
 
-    def _pass(self, objective: Objective, kind: str, *vectors: Array) -> Partial:
+    def _pass(self, objective: Objective, kind: str, *vectors: Array, width: int = 0) -> Partial:
         if self._sent is None or self._sent[0] is not objective:
             self._sent = objective, _dumps(objective)
         with self._crew.turn:
             try:
-                found = self._crew.evaluate(self._options, *self._sent, kind, vectors)
+                found = self._crew.evaluate(self._options, *self._sent, kind, vectors, width)
             except BaseException:
                 self._crew.release(cancel=True)
                 raise

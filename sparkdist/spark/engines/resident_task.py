@@ -96,6 +96,8 @@ def work_at(setup: TaskSetup, handles: Iterable[Handle]) -> Iterator[int]:
 def _sums(objective: Objective, kind: str, vectors: Array, block: Block) -> Partial:
     if kind == "value_and_grad":
         return objective.value_and_grad(vectors[0], block)
+    if kind == "metric":
+        return Partial(0.0, objective.metric(vectors[0], block).ravel(), float(block.weight.sum()))
     return Partial(0.0, objective.hessp(vectors[0], vectors[1], block), float(block.weight.sum()))
 
 
