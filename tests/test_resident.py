@@ -28,6 +28,7 @@ from sklearn.linear_model import LogisticRegression
 from sparkdist import L1, L2, MLP, Dataset, Logistic, ResidentEngine, Result, Softmax, minimize
 from sparkdist.blocks import Array, Block, Partial
 from sparkdist.errors import InvalidCall, PassFailed, WorkersMissing
+from sparkdist.spark.engines import crew
 from tests.conftest import LOCAL, random_block
 from tests.job_count import counted_jobs
 from tests.test_minimize import NON_ZEROS, OPTIMA, PROBLEMS
@@ -75,6 +76,7 @@ def loss_of_my_own(w, X, y, weight):
     return weight @ (np.logaddexp(0, m) - y * m), X.T @ slope
 
 
+PRE = "preconditioned_lbfgs"
 #: Method, objective and options, as functions of the number of features.
 CALLS: dict[str, Callable[[int], dict[str, Any]]] = {
     "gd": lambda d: {"method": "gd", "penalty": L2(0.1)},
@@ -82,6 +84,8 @@ CALLS: dict[str, Callable[[int], dict[str, Any]]] = {
     "bounds": lambda d: {"penalty": L2(1e-3), "bounds": [(0, None)] * d},
     "owlqn": lambda d: {"method": "owlqn", "penalty": L1(1e-2), "intercept": True},
     "newton_cg": lambda d: {"method": "newton_cg", "penalty": L2(1e-3), "max_iter": 1},
+    "metric": lambda d: {"method": PRE, "penalty": L2(1e-3), "intercept": True},
+    "metric of softmax": lambda d: {"objective": Softmax(2), "method": PRE, "intercept": True},
     "softmax": lambda d: {"objective": Softmax(2), "penalty": L2(0.1), "intercept": True},
     "mlp": lambda d: {"objective": MLP((d, 3, 2))},
     "own": lambda d: {"objective": loss_of_my_own, "w0": np.zeros(d)},
@@ -132,8 +136,17 @@ def test_every_method_and_objective_gives_the_bits_of_the_aggregate_engine(name,
     assert_array_equal(flat(found.jac), flat(expected.jac))
 
 
+def test_a_large_metric_is_a_spark_job_of_the_same_bits(both, monkeypatch):
+    data, by_jobs = both
+    monkeypatch.setattr(crew, "_MOST_BYTES", 100)
+    found = call(data, "metric", "resident")
+    assert found.passes == by_jobs["metric"].passes
+    assert_array_equal(flat(found.x), flat(by_jobs["metric"].x))
+
+
 @pytest.mark.parametrize(
-    ("problem", "method"), [("A-L2", "lbfgs"), ("A-L1", "owlqn"), ("A-NN", "lbfgs")]
+    ("problem", "method"),
+    [("A-L2", "lbfgs"), ("A-L2", PRE), ("A-L1", "owlqn"), ("A-NN", "lbfgs")],
 )
 def test_the_known_optimum_is_reached(problem, method, adult):
     options = {**PROBLEMS[problem], "method": method, "progress": False}

@@ -292,6 +292,17 @@ def test_r21_sums_that_do_not_fit_are_refused_and_nothing_of_them_is_kept(shape,
     assert total_of(passes) == total_by_hand([0, 0])
 
 
+def test_the_sums_of_a_pass_may_have_another_width_than_its_vectors(clock):
+    passes = begun([0, 0])
+    passes.evaluate(1, "metric", (W,), 0.0, 9)
+    with pytest.raises(DecodeError, match=r"the pass needs \(\(2, 2\), \(2, 9\)\)"):
+        passes.bring(RUN, 1, [0, 1], *in_two(np.zeros((2, D + 2))))
+    passes.bring(RUN, 1, [0, 1], np.ones((2, 2)), np.ones((2, 9)))
+    state, total = passes.wait_for(1, 0.0)
+    assert state == "done"
+    assert total.grad.tolist() == [2.0] * 9
+
+
 def test_r6_workers_of_another_run_are_refused_at_every_door(clock):
     passes = begun([0])
     start(passes)

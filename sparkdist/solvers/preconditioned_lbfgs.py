@@ -39,7 +39,7 @@ def preconditioned_lbfgs(
     In u the Hessian is near the identity, however the features are scaled and correlated, and a
     few of L-BFGS's pairs repair what is left.  M costs one pass more, D^2 numbers from each
     worker and D^3 / 3 operations on the driver, once: for D up to some thousand.  a9a with
-    L2 1e-5 needs 21 passes to a gap of 1e-9, and lbfgs 462 (benchmarks/bench_products.py).
+    L2 1e-5 needs 27 passes to max |g| 1e-7, and lbfgs 535 (benchmarks/bench_products.py).
 
     Parameters
     ----------
