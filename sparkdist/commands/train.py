@@ -33,7 +33,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME[:...]",
         help="lbfgs, preconditioned_lbfgs, owlqn, newton_cg, gd:step_rule=nesterov, which are"
         " exact; or, with a model server beside the driver, sgd, downpour:n_push=4,"
-        " stale_synchronous:3, local_sgd:16, easgd:0.3 ...: python -m sparkdist methods has all (default: lbfgs, with --l1 owlqn)",
+        " stale_synchronous:3, local_sgd:16, easgd:0.3 ...: python -m sparkdist methods has all"
+        " (default: lbfgs, with --l1 owlqn)",
     )
     _call.add_exact(parser.add_argument_group("exact methods"))
     _call.add_stochastic(parser.add_argument_group("methods on a model server"))
