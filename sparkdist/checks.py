@@ -13,7 +13,7 @@ from sparkdist import registry, solvers
 from sparkdist.objectives import Objective
 from sparkdist.penalties import L1, L2, ElasticNet
 
-__all__ = ["find_problems"]
+__all__ = ["find_problems", "parameters_of"]
 
 logger = logging.getLogger(__name__)
 
@@ -69,7 +69,7 @@ def find_problems(
 
 def _unsupported(loss: Objective | None, method: str, has_l1: bool, has_bounds: bool) -> list[str]:
     """Find what the solver cannot do, and say which one can."""
-    wanted, problems = _parameters(method), []
+    wanted, problems = parameters_of(method), []
     if has_l1 and "l1" not in wanted:
         problems.append(f"{method} cannot use an L1 penalty; use {_solvers_with('l1')}")
     if has_bounds and "bounds" not in wanted:
@@ -80,14 +80,14 @@ def _unsupported(loss: Objective | None, method: str, has_l1: bool, has_bounds: 
     if "metric" in wanted and loss is not None and not loss.has_metric:
         name = type(loss).__name__
         problems.append(
-            f"{method} is for linear models of twice differentiable losses, and {name} is none;"
+            f"{method} is for linear models whose loss has second derivatives, and {name} is none;"
             " use lbfgs"
         )
     return problems
 
 
 def _unknown_options(method: str, options: Mapping[str, Any]) -> list[str]:
-    allowed = [name for name in _parameters(method) if name not in _NOT_OPTIONS]
+    allowed = [name for name in parameters_of(method) if name not in _NOT_OPTIONS]
     return [
         f"{method} has no option {name!r}; it has {', '.join(allowed) or 'none'}"
         for name in options
@@ -118,9 +118,10 @@ def _warn_of_kinks(loss: Objective) -> None:
         )
 
 
-def _parameters(method: str) -> list[str]:
+def parameters_of(method: str) -> list[str]:
+    """Names of a solver's parameters."""
     return list(inspect.signature(registry.get(solvers, method)).parameters)
 
 
 def _solvers_with(keyword: str) -> str:
-    return " or ".join(name for name in registry.names(solvers) if keyword in _parameters(name))
+    return " or ".join(name for name in registry.names(solvers) if keyword in parameters_of(name))

@@ -20,11 +20,11 @@ from sparkdist.objectives import Objective, UserLoss
 from sparkdist.penalties import L1, L2, ElasticNet
 from sparkdist.solvers import NOISE
 
-__all__ = ["Engine", "MeanLoss", "Problem", "as_objective", "pose"]
+__all__ = ["Engine", "MeanLoss", "Problem", "as_objective", "pose", "problems_of_metric"]
 
 NOISE_OF_FLOAT32 = 1e-8
-#: Of a metric: 32 MB from each worker, and 0.2 s for its factor.
-MOST_ROWS = 2000
+#: Features and intercept of a model that has a metric: 32 MB from each partition.
+MOST_METRIC_ROWS = 2000
 Penalty: TypeAlias = L1 | L2 | ElasticNet
 BoundsLike: TypeAlias = (
     Bounds
@@ -205,6 +205,15 @@ def _pair(low: Any, high: Any) -> tuple[Any, Any]:
     return -np.inf if low is None else low, np.inf if high is None else high
 
 
+def problems_of_metric(problem: Problem) -> list[str]:
+    """Find out whether the matrix that stands for the Hessian is too large."""
+    rows = problem.w0.size // problem.objective.n_scores
+    if rows <= MOST_METRIC_ROWS:
+        return []
+    fact = f"the metric of {rows:,} parameters is a matrix of {rows:,} x {rows:,} numbers"
+    return [f"{fact}, and the most is {MOST_METRIC_ROWS:,}; use lbfgs or newton_cg"]
+
+
 class MeanLoss:
     """fun(w) and hessp(w, v) of a problem for a solver: the sums of a pass, divided once.
 
@@ -242,20 +251,9 @@ class MeanLoss:
         return total.grad / total.weight + problem.l2 * problem.mask * v
 
     def metric(self, w: Array) -> Array:
-        """What stands for the Hessian near w, for each column of the D x k parameters: one pass.
-
-        Raises
-        ------
-        InvalidCall
-            If D, the number of features and an intercept, is more than ``MOST_ROWS``.
-        """
+        """What stands for the Hessian near w, for each column of the D x k parameters: one pass."""
         problem = self._problem
         mask = problem.mask.reshape(-1, problem.objective.n_scores)[:, 0]
-        if len(mask) > MOST_ROWS:
-            fact = f"it makes a matrix of {len(mask):,} x {len(mask):,} numbers on each worker"
-            raise InvalidCall(
-                "minimize", [f"{fact}, and the most is {MOST_ROWS:,}; use lbfgs or newton_cg"]
-            )
         total = self._engine.metric(problem.objective, w)
         self.passes += 1
         return total.grad / total.weight + problem.l2 * np.diag(mask)

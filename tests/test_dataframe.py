@@ -1,6 +1,9 @@
 """How a DataFrame is ingested: by which workers, and with which settings of Spark SQL."""
 
 import os
+import time
+from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import pyarrow as pa
 import pytest
@@ -9,6 +12,9 @@ from pyspark.ml.functions import array_to_vector
 from pyspark.sql import functions as F
 
 from sparkdist import Dataset
+from sparkdist.spark.data.dataframe import _settings
+
+pytestmark = pytest.mark.spark
 
 LIMIT = "spark.sql.execution.arrow.maxBytesPerBatch"
 SHORT = "spark.sql.execution.pyspark.udf.simplifiedTraceback.enabled"
@@ -44,7 +50,7 @@ def test_the_sessions_own_settings_stay_as_they_were(value, spark):
 @pytest.mark.parametrize(
     ("limit", "known", "rows_of_batches"),
     [
-        # 10,000 rows of a feature cannot have more than 120,000 bytes: nobody looks.
+        # The numbers of 10,000 rows of a feature have at most 120,000 bytes: nobody looks.
         (120_000, {"ml_attr": {"num_attrs": 1}}, [40]),
         (120_000, {"numFeatures": 1}, [40]),  # what Spark's reader of LIBSVM text notes
         # 10,000 rows of two features could: Spark ends a batch with the row that is too much.
@@ -65,3 +71,43 @@ def test_sparks_limit_of_bytes_holds_where_rows_might_be_too_wide(
     finally:
         spark.conf.unset(LIMIT)
     assert_array_equal(found, rows_of_batches)
+
+
+def as_they_come(batches):
+    yield from batches
+
+
+def test_the_limit_holds_for_a_query_in_which_python_has_a_part(spark):
+    rows = spark.range(40, numPartitions=1)
+    wide = F.array_repeat(F.lit(1.0), 1000).alias("features")
+    through = rows.select(wide, F.lit(1.0).alias("label")).mapInArrow(
+        as_they_come, "features array<double>, label double"
+    )
+    known = F.col("features").alias("features", metadata={"numFeatures": 1})
+    spark.conf.set(LIMIT, "120000")
+    try:
+        with Dataset.from_dataframe(through.select(known, "label")) as data:
+            (found,) = data.visit(lambda _, blocks: [len(block.y) for block in blocks])
+    finally:
+        spark.conf.unset(LIMIT)
+    assert_array_equal(found, [15, 15, 10])
+
+
+class Settings(dict):
+    """Of a session."""
+
+    set, unset = dict.__setitem__, dict.__delitem__
+
+
+def test_threads_do_not_take_each_others_settings_for_the_sessions_own():
+    session = SimpleNamespace(conf=Settings(a="1"))
+
+    def ingest(number):
+        for _ in range(20):
+            with _settings(session, {"a": f"of {number}", "b": "2"}):
+                assert session.conf == {"a": f"of {number}", "b": "2"}
+                time.sleep(1e-4)
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(ingest, range(4)))
+    assert session.conf == {"a": "1"}

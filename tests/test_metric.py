@@ -21,7 +21,7 @@ from sparkdist.blocks import Block
 from sparkdist.errors import InvalidCall
 from sparkdist.layout import Layout
 from sparkdist.objectives import UserLoss
-from sparkdist.problem import MOST_ROWS, MeanLoss, pose
+from sparkdist.problem import MOST_METRIC_ROWS, MeanLoss, pose, problems_of_metric
 from sparkdist.solvers import lbfgs, preconditioned_lbfgs
 from sparkdist.solvers.preconditioned_lbfgs import upper_factor
 from tests.conftest import random_block
@@ -41,8 +41,8 @@ def with_ones(block):
 @FORMS
 @pytest.mark.parametrize("size", [4, 5], ids=["", "intercept"])
 @pytest.mark.parametrize("loss", [Logistic(), Squared(), Poisson()], ids=repr)
-def test_of_a_smooth_loss_it_is_the_hessian(loss, size, form):
-    w = np.random.default_rng(0).normal(size=size) / 4
+def test_of_a_smooth_loss_it_is_the_hessian_at_the_usual_start(loss, size, form):
+    w = np.zeros(size)  # labels are 0 and 1: none is above exp(0)
     hessian = [loss.hessp(w, axis, ROWS) for axis in np.eye(size)]
     assert_allclose(loss.metric(w, ROWS._replace(X=form(ROWS.X))), hessian, rtol=1e-12, atol=1e-12)
 
@@ -58,16 +58,23 @@ def test_of_huber_it_has_the_weights_of_reweighted_least_squares():
     assert_allclose(Huber(2.0).metric(np.zeros(3), block), np.diag([1, 1, 3 / 4]), rtol=1e-15)
 
 
-def test_of_huber_its_parabola_touches_the_loss_from_above():
-    loss, y = Huber(delta=0.7), np.zeros(1)
-    for m in np.linspace(-5, 5, 41):
+@pytest.mark.parametrize(
+    ("loss", "label", "wrong"), [(Huber(delta=0.7), 0.0, "both"), (Logistic(), 1.0, "negative")]
+)
+def test_its_parabola_touches_the_loss_from_above(loss, label, wrong):
+    """Of the logistic loss on the side of 0 where it is a straight line that will end."""
+    others = np.linspace(-20, 20, 201)
+    y = np.full_like(others, label)
+    for m in np.linspace(-5, 0 if wrong == "negative" else 5, 41):
         at = np.array([m])
-        (f,), (slope,) = loss.loss_and_slope(at, y)
-        (c,) = loss.expected_curvature(at, y)
-        others = np.linspace(-20, 20, 201)
+        (f,), (slope,) = loss.loss_and_slope(at, y[:1])
+        (c,) = loss.expected_curvature(at, y[:1])
+        values, _ = loss.loss_and_slope(others, y)
         parabola = f + slope * (others - m) + 0.5 * c * (others - m) ** 2
-        values, _ = loss.loss_and_slope(others, np.zeros_like(others))
         assert (values <= parabola + 1e-9).all()
+        # And nothing smaller would do: it touches on the other side, or where the loss ends.
+        lower = f + slope * (others - m) + 0.49 * c * (others - m) ** 2
+        assert (values > lower + 1e-9).any()
 
 
 def test_of_the_squared_hinge_every_row_counts():
@@ -133,14 +140,15 @@ def test_a_problems_metric_is_of_the_mean_and_has_the_penalty_but_of_the_interce
     assert fun.passes == 1
 
 
-def test_too_many_features_are_refused_before_a_pass():
-    wide = Block(csr_array((3, MOST_ROWS)), np.array([0.0, 1.0, 1.0]), np.ones(3))
-    problem, fun = posed(Logistic(), wide, intercept=True)
-    with pytest.raises(InvalidCall, match=r"2,001 x 2,001 numbers .* the most is 2,000"):
-        fun.metric(problem.w0)
-    assert fun.passes == 0
-    problem, fun = posed(Logistic(), wide)
-    assert fun.metric(problem.w0).shape == (MOST_ROWS, MOST_ROWS)
+def test_too_many_features_are_refused():
+    wide = Block(csr_array((3, MOST_METRIC_ROWS)), np.array([0.0, 1.0, 1.0]), np.ones(3))
+    assert problems_of_metric(posed(Logistic(), wide)[0]) == []
+    (problem,) = problems_of_metric(posed(Logistic(), wide, intercept=True)[0])
+    assert problem == (
+        "the metric of 2,001 parameters is a matrix of 2,001 x 2,001 numbers, and the most is"
+        " 2,000; use lbfgs or newton_cg"
+    )
+    assert problems_of_metric(posed(Softmax(2), wide._replace(y=wide.y))[0]) == []
 
 
 # --- its factor -----------------------------------------------------------------------------
@@ -151,22 +159,34 @@ def test_the_factor_of_a_definite_matrix_is_cholesky():
     assert_allclose(upper_factor(M), [[2.0, 1.0], [0.0, 2.0]], rtol=1e-15)
 
 
+@pytest.mark.parametrize("scale", [1.0, 1e-12, 1e12])
 @pytest.mark.parametrize(
     "M",
-    [np.ones((3, 3)), np.diag([1.0, 0.0, 2.0]), np.diag([1.0, 1.0, -1e-9])],
+    [np.ones((3, 3)), np.diag([1.0, 0.0, 2.0]), np.array([[1.0, 1.0], [1.0, 1.0 - 1e-9]])],
     ids=["rank 1", "a column of zeros", "rounding"],
 )
-def test_a_singular_matrix_gets_a_little_on_its_diagonal(M):
+def test_the_diagonal_of_a_singular_matrix_is_enlarged_by_a_small_share(M, scale):
+    units = np.ones(len(M))
+    units[0] = scale  # whatever the units of the others are
+    M = M * np.outer(units, units)
     R = upper_factor(M)
-    added = R.T @ R - M
+    added = (R.T @ R - M) / np.outer(units, units)
     assert_allclose(added, np.diag(np.diag(added)), atol=1e-12)
-    # The least power of ten that helps, of the mean diagonal.
-    assert 0 < added[0, 0] <= 1e-7 * np.diag(M).mean()
+    # A column of zeros says nothing of its units: it gets 1.
+    assert (np.diag(added) <= np.where(np.diag(M) > 0, 1e-8, 1.0)).all()
 
 
 @pytest.mark.parametrize("M", [np.zeros((2, 2)), np.full((2, 2), np.nan), -np.eye(2)])
-def test_a_matrix_that_says_nothing_leaves_plain_lbfgs(M):
+def test_a_matrix_that_says_nothing_leaves_plain_lbfgs_and_is_told(M, caplog):
     assert_array_equal(upper_factor(M), np.eye(2))
+    assert "plain L-BFGS goes on" in caplog.text
+
+
+@pytest.mark.parametrize("shape", [(3, 3), (2, 3), (2,), (0, 0)])
+def test_a_metric_that_does_not_fit_is_refused(shape):
+    problem, fun = posed(Squared(), ROWS)
+    with pytest.raises(InvalidCall, match="it must be square, for 4 parameters"):
+        preconditioned_lbfgs(fun, problem.w0, metric=lambda w: np.ones(shape))
 
 
 # --- the solver -----------------------------------------------------------------------------
@@ -178,7 +198,8 @@ def test_least_squares_are_solved_in_a_step():
     root = np.sqrt(ROWS.weight)
     expected = np.linalg.lstsq(with_ones(ROWS) * root[:, None], ROWS.y * root, rcond=None)[0]
     assert_allclose(found.x, expected, rtol=1e-9)
-    assert found.success and found.nit <= 2  # SciPy scales its first step, to length 1
+    # SciPy's first step has length 1, and its second is Newton's.
+    assert found.success and found.nit <= 2 and found.nfev <= 4
 
 
 def fits(X, solver, **options):
@@ -222,6 +243,37 @@ def test_units_of_the_features_change_nothing():
         found.append((result.x * scale, result.nfev))
     assert found[0][1] == found[1][1]
     assert_allclose(found[1][0], found[0][0], rtol=1e-9)
+
+
+@pytest.mark.parametrize("extra", ["zeros", "twice"])
+def test_a_column_that_says_nothing_new_costs_no_passes(extra):
+    """In units from 2^-24 to 2^24, without a penalty."""
+    random = np.random.default_rng(0)
+    X, y = random.normal(size=(300, 6)), random.integers(0, 2, 300).astype(float)
+    X *= 2.0 ** np.linspace(-24, 24, 6)
+    more = np.column_stack([X, np.zeros(300) if extra == "zeros" else X[:, 2]])
+    nfev = []
+    for features in (X, more):
+        problem, fun = posed(Logistic(), Block(features, y, np.ones(300)))
+        scaled = 1e-6 * np.abs(fun(problem.w0)[1]).max()
+        result = preconditioned_lbfgs(fun, problem.w0, metric=fun.metric, tol=scaled)
+        assert result.success
+        nfev.append(result.nfev)
+    assert nfev[1] <= nfev[0] + 2
+
+
+@pytest.mark.parametrize("loss", [Logistic(), Poisson()], ids=repr)
+def test_a_start_that_is_far_off_costs_no_more_than_lbfgs(loss):
+    random = np.random.default_rng(1)
+    X = random.normal(size=(500, 10))
+    y = (random.random(500) < 1 / (1 + np.exp(-X[:, 0]))).astype(float)
+    problem, fun = posed(loss, Block(X, y, np.ones(500)), intercept=True)
+    start = np.append(np.zeros(10), -30.0) if loss == Poisson() else np.full(11, 20.0)
+    plain = lbfgs(fun, start, tol=1e-6)
+    found = preconditioned_lbfgs(fun, start, metric=fun.metric, tol=1e-6)
+    assert plain.success and found.success
+    assert_allclose(found.fun, plain.fun, rtol=1e-9)
+    assert found.nfev <= plain.nfev
 
 
 def test_a_start_at_the_optimum_asks_for_no_metric():

@@ -15,6 +15,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 from pyspark import RDD
 from pyspark.sql import SparkSession
 from scipy.optimize import Bounds
+from scipy.sparse import csr_array
 
 from sparkdist import (
     L1,
@@ -77,7 +78,7 @@ ARGUMENTS = [
     (
         {"method": "bfgs"},
         "there is no method 'bfgs'; there are gd, lbfgs, newton_cg, owlqn, "
-        + ", ".join(registry.names(methods)),
+        "preconditioned_lbfgs, " + ", ".join(registry.names(methods)),
     ),
     ({"engine": "spark"}, "there is no engine 'spark'; there are aggregate, resident, auto"),
     ({"memroy": 5}, "lbfgs has no option 'memroy'; it has memory"),
@@ -302,3 +303,10 @@ def test_columns_of_a_dataframe_may_have_any_names(spark):
     assert found.model.features == columns[:3]
     (compared,) = compare("logistic", df, ["lbfgs"], 0.5, **named, penalty=L2(0.1)).results.values()
     assert_allclose(compared.fun, expected.fun, rtol=1e-12)
+
+
+def test_a_metric_that_is_too_large_is_told_before_a_pass(spark):
+    wide = csr_array((3, 2001))
+    with Dataset.from_arrays(spark, wide, [0.0, 1.0, 1.0]) as data:
+        (problem,) = problems_of(spark, "logistic", data, method="preconditioned_lbfgs")
+    assert problem.startswith("the metric of 2,001 parameters is a matrix of 2,001 x 2,001 numbers")

@@ -16,8 +16,13 @@ def gram(X: Matrix, c: Array, *, intercept: bool) -> Array:
     """X' diag(c) X, shape (d, d); with an intercept as if X had a last column of ones.
 
     c, of shape (n,), is not negative.  A product of a matrix with its own transpose takes BLAS
-    half the operations.  In float32 where X is: 1e-4 off is nothing to a preconditioner.
+    half the operations.  In float32 where X is, which a preconditioner bears; it may overflow.
     """
+    with np.errstate(over="ignore", invalid="ignore"):
+        return _gram(X, c, intercept)
+
+
+def _gram(X: Matrix, c: Array, intercept: bool) -> Array:
     root = np.sqrt(c).astype(X.dtype)
     if isinstance(X, np.ndarray):
         Z: Any = X * root[:, np.newaxis]

@@ -44,6 +44,18 @@ class Logistic(BinaryLoss):
         small = np.exp(-np.abs(z))
         return small / np.square(1.0 + small)
 
+    def expected_curvature(self, m: Array, y: Array) -> Array:
+        """Second derivative; on the wrong side of 0 that of the parabola that touches from above.
+
+        Far on the wrong side the loss is a straight line, which ends at 0: tanh(|m|/2) / (2|m|).
+
+        Source: Jaakkola and Jordan, Bayesian Parameter Estimation via Variational Methods,
+        Statistics and Computing 10 (2000), equation (8).
+        """
+        size = np.maximum(np.abs(m), 1e-8)
+        touching = np.tanh(size / 2) / (2 * size)
+        return np.where(np.where(y > 0, m, -m) < 0, touching, self.curvature(m, y))
+
     def probability(self, scores: Array) -> Array:
         """P(class 1), shape (n,)."""
         return expit(scores)

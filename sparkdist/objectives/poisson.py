@@ -41,6 +41,10 @@ class Poisson(MarginLoss):
         mean = np.exp(below)
         return mean * (1.0 + (m - below)) - y * m, mean - y
 
+    def expected_curvature(self, m: Array, y: Array) -> Array:
+        """exp(m), or y where that is more: what exp(m) is to become."""
+        return np.maximum(self.curvature(m, y), y)
+
     def curvature(self, m: Array, y: Array) -> Array:
         """exp(m), and zero on the straight part."""
         return np.where(m < _STRAIGHT_FROM, np.exp(np.minimum(m, _STRAIGHT_FROM)), 0.0)

@@ -60,7 +60,7 @@ class Passes:
         self._coordinator: Coordinator | None = None
         self._totals: Totals | None = None
         self._homes: dict[int, tuple[str, str]] = {}
-        self._usual, self._rested = 0.0, time.monotonic()
+        self._usual, self._rested = dict[str, float](), time.monotonic()
         self._handed: dict[int, tuple[float, int]] = {}
         self._missing: set[int] = set()
         self._workers: set[str] = set()
@@ -101,8 +101,9 @@ class Passes:
                 self._number, self._kind = number, kind
                 self._vectors = b"".join(vector.tobytes() for vector in vectors)
                 self._n_vectors, self._size = len(vectors), width or vectors[0].size
-                late = _USUAL_TIMES * self._usual or _SOONEST
-                least = int(_WORTH_ASKING / self._usual) if self._usual else 1
+                usual = self._usual.get(kind, 0.0)
+                late = _USUAL_TIMES * usual or _SOONEST
+                least = int(_WORTH_ASKING / usual) if usual else 1
                 self._coordinator = Coordinator(
                     self._partitions, self._homes, late, _SOONEST, max(1, least)
                 )
@@ -252,9 +253,10 @@ class Passes:
         return max(min(times), now + 0.001)
 
     def _learn(self, portions: Sequence[int]) -> None:
-        """Remember how long a portion usually takes."""
+        """Remember how long a portion of such a pass usually takes."""
         handed = [self._handed[number] for number in portions if number in self._handed]
         if handed:
             since, count = handed[0]
             seconds = (time.monotonic() - since) / count
-            self._usual = seconds if not self._usual else 0.8 * self._usual + 0.2 * seconds
+            usual = self._usual.get(self._kind, seconds)
+            self._usual[self._kind] = 0.8 * usual + 0.2 * seconds

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from typing import TypeAlias
 
@@ -11,10 +12,13 @@ from scipy.linalg import LinAlgError, cholesky, solve_triangular
 from scipy.optimize import OptimizeResult
 
 from sparkdist.blocks import Array
+from sparkdist.errors import InvalidCall
 from sparkdist.solvers._feed import Feed, take_steps
 from sparkdist.solvers._run import Callback, Run, ValueAndGrad
 
 __all__ = ["preconditioned_lbfgs"]
+
+logger = logging.getLogger(__name__)
 
 #: w of shape (D k,) to a matrix (D, D), positive semidefinite: one pass over the data.
 Metric: TypeAlias = Callable[[Array], Array]
@@ -36,10 +40,11 @@ def preconditioned_lbfgs(
 
         M = R'R  near the Hessian at w0,        w = w0 + R^-1 u,        L-BFGS on f in u
 
-    In u the Hessian is near the identity, however the features are scaled and correlated, and a
-    few of L-BFGS's pairs repair what is left.  M costs one pass more, D^2 numbers from each
-    worker and D^3 / 3 operations on the driver, once: for D up to some thousand.  a9a with
-    L2 1e-5 needs 27 passes to max |g| 1e-7, and lbfgs 535 (benchmarks/bench_products.py).
+    In u the Hessian is near a multiple of the identity, however the features are scaled and
+    correlated, and a few of L-BFGS's pairs repair what is left.  M costs one pass more, D^2
+    numbers from each partition and D^3 / 3 operations on the driver, once: for D up to some
+    thousand.  a9a with L2 1e-5 needs 27 passes to max |g| 1e-7, and lbfgs 535
+    (benchmarks/bench_products.py).
 
     Parameters
     ----------
@@ -49,9 +54,9 @@ def preconditioned_lbfgs(
         Where to start, shape (d,) with d = D k: k columns that have the same metric, as the
         classes of a softmax.
     metric
-        w to M; called once, at w0, unless that is the end already.  Where it is singular, the
-        least power of ten of its mean diagonal that makes it positive definite is added to its
-        diagonal.
+        w to M; called once, at w0, unless that is the end already.  Where it is singular, its
+        diagonal is enlarged by the smallest share, a power of ten from 1e-12 on, with which it
+        is positive definite.
     memory
         Number of curvature pairs that are kept.
     tol
@@ -65,12 +70,13 @@ def preconditioned_lbfgs(
     Returns
     -------
     OptimizeResult
-        x, fun, jac, nit, nfev (the calls of ``fun`` alone), status, success, message.
+        x, fun, jac, nit, nfev, nhev (the calls of ``metric``: 1 or 0), status, success, message.
 
     Raises
     ------
     InvalidCall
-        With all problems of the call; also if ``fun`` gives a gradient that has not w's shape.
+        With all problems of the call; also if ``fun`` gives a gradient that has not w's shape, or
+        ``metric`` a matrix that does not fit it.
 
     Source: Liu and Nocedal, On the Limited Memory BFGS Method for Large Scale Optimization,
     Mathematical Programming 45 (1989), whose H_0 is here M^-1; for the logistic loss from w0 = 0
@@ -87,8 +93,9 @@ def preconditioned_lbfgs(
         callback=callback,
         problems=problems,
     )
+    nhev = int(run.goes_on)
     if run.goes_on:
-        start, R = run.point.w, upper_factor(metric(run.point.w))
+        start, R = run.point.w, upper_factor(_checked(metric(run.point.w), run.point.w.size))
 
         def to_w(u: Array) -> Array:
             return np.asarray(start + solve_triangular(R, u.reshape(len(R), -1)).ravel())
@@ -97,17 +104,28 @@ def preconditioned_lbfgs(
             return np.asarray(solve_triangular(R, g.reshape(len(R), -1), trans="T").ravel())
 
         take_steps(run, Feed(run, to_w, from_gradient), np.zeros_like(start), memory)
-    return run.result()
+    return run.result(nhev=nhev)
+
+
+def _checked(M: Array, d: int) -> Array:
+    """Return M; raise InvalidCall if it is not (D, D) with D a divisor of d."""
+    M = np.asarray(M, dtype=np.float64)
+    if M.ndim != 2 or M.shape[0] != M.shape[1] or not len(M) or d % len(M):
+        problem = f"the metric has shape {M.shape}; it must be square, for {d} parameters"
+        raise InvalidCall("preconditioned_lbfgs", [problem])
+    return M
 
 
 def upper_factor(M: Array) -> Array:
     """R, upper triangular, with R'R = M plus what M needs on its diagonal to have one."""
-    diagonal = float(M.trace()) / len(M)
-    if not (np.isfinite(M).all() and diagonal > 0):
-        return np.eye(len(M))
-    for share in (0.0, *10.0 ** np.arange(-12, 3)):
-        try:
-            return np.asarray(cholesky(M + share * diagonal * np.eye(len(M))))
-        except LinAlgError:
-            continue
+    diagonal = M.diagonal()
+    if np.isfinite(M).all() and (diagonal >= 0).all() and diagonal.any():
+        units = np.sqrt(np.where(diagonal > 0, diagonal, 1.0))
+        correlations = M / np.outer(units, units)
+        for share in (0.0, *10.0 ** np.arange(-12, 3)):
+            try:
+                return np.asarray(cholesky(correlations + share * np.eye(len(M))) * units)
+            except LinAlgError:
+                continue
+    logger.warning("the metric is not positive semidefinite, or not finite: plain L-BFGS goes on")
     return np.eye(len(M))

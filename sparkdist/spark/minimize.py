@@ -13,10 +13,18 @@ from pyspark import RDD
 from pyspark.sql import DataFrame
 from scipy.optimize import OptimizeResult
 
-from sparkdist.checks import find_problems
+from sparkdist.checks import find_problems, parameters_of
 from sparkdist.errors import InvalidCall
 from sparkdist.objectives import Objective, UserLoss
-from sparkdist.problem import BoundsLike, Engine, Penalty, as_objective, pose
+from sparkdist.problem import (
+    BoundsLike,
+    Engine,
+    Penalty,
+    Problem,
+    as_objective,
+    pose,
+    problems_of_metric,
+)
 from sparkdist.progress import Progress
 from sparkdist.result import Result
 from sparkdist.solving import Solving
@@ -159,6 +167,7 @@ def minimize(
             unpenalized=unpenalized,
             problems=problems,
         )
+        problems += _metric_problems(method, problem)
         if problems:
             raise InvalidCall("minimize", problems)
         if method in NAMES:
@@ -224,6 +233,11 @@ def _given(tol: float, max_iter: int, bounds: Any, deterministic: bool) -> list[
         "deterministic": deterministic,
     }
     return [name for name, is_given in given.items() if is_given]
+
+
+def _metric_problems(method: str, problem: Problem) -> list[str]:
+    wanted = method not in NAMES and "metric" in parameters_of(method)
+    return problems_of_metric(problem) if wanted else []
 
 
 def _weight_problems(loss: Objective, dataset: Dataset) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -27,6 +28,9 @@ _AS_FOR_RDDS = {"spark.sql.execution.pyspark.udf.simplifiedTraceback.enabled": "
 #: With this limit Spark does not add up all columns' buffers after each row: 0.7 us a row of 5
 #: columns, 1.3 us one of 50.
 _NO_LIMIT = str(2**31 - 1)
+#: In the names of operators that send rows to Python.
+_OF_PYTHON = ("Python", "InPandas", "InArrow")
+_one_at_a_time = threading.Lock()
 #: A sparse vector has an index to each value.
 _BYTES_OF_A_NUMBER = 12
 
@@ -145,7 +149,13 @@ def ingested_dataframe(
 
 
 def _batch_limits(df: DataFrame, features: str | Sequence[str]) -> dict[str, str]:
-    """Leave out Spark's look at the size of a batch after each row, where the schema bounds it."""
+    """Leave out Spark's look at the size of a batch after each row, where the schema bounds it.
+
+    The whole query is planned with it: where Python has a part in that already, it stays.
+    """
+    plan = df._jdf.queryExecution().optimizedPlan().toString()
+    if any(name in plan for name in _OF_PYTHON):
+        return {}
     known, conf = _n_features(df, features), df.sparkSession._jsparkSession.sessionState().conf()
     rows, limit = conf.arrowMaxRecordsPerBatch(), conf.arrowMaxBytesPerBatch()
     if known is None or not 0 < rows * known * _BYTES_OF_A_NUMBER <= limit:
@@ -165,14 +175,15 @@ def _n_features(df: DataFrame, features: str | Sequence[str]) -> int | None:
 @contextmanager
 def _settings(session: SparkSession, settings: Mapping[str, str]) -> Iterator[None]:
     """Have settings of Spark SQL for an RDD that is made here: it keeps those that it finds."""
-    before = {name: session.conf.get(name, None) for name in settings}
-    try:
-        for name, value in settings.items():
-            session.conf.set(name, value)
-        yield
-    finally:
-        for name, was in before.items():
-            session.conf.unset(name) if was is None else session.conf.set(name, was)
+    with _one_at_a_time:  # two threads would take each other's settings for the session's own
+        before = {name: session.conf.get(name, None) for name in settings}
+        try:
+            for name, value in settings.items():
+                session.conf.set(name, value)
+            yield
+        finally:
+            for name, was in before.items():
+                session.conf.unset(name) if was is None else session.conf.set(name, was)
 
 
 def handle_of_row(row: Any) -> Handle:

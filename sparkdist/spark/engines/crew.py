@@ -145,8 +145,9 @@ class Crew:
             self._server.ask("end")
             self._job.end(False)
         run = secrets.token_hex(8)
-        size = objective.size(self._dataset.n_features) + objective.n_intercepts
-        widest = max(size, self.width_of_metric(objective, self._dataset.n_features + 1))
+        n = self._dataset.n_features
+        size = objective.size(n) + objective.n_intercepts
+        widest = max(size, *(self.width_of_metric(objective, rows) for rows in (n, n + 1)))
         partitions = tuple(part.place.partition for part in self._parts)
         address = Address(*self._seat.where, self._seat.token, run)
         handles, slots = self._dataset.handles, task_slots(self._dataset.context)

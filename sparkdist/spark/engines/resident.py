@@ -114,12 +114,13 @@ class ResidentEngine:
     def metric(self, objective: Objective, w: Array) -> Partial:
         """Sum the matrices that stand for the Hessian, as ``grad``, and weight: one pass.
 
-        Large ones are a Spark job of its own, for which the workers go home.
+        Large ones are a Spark job of its own, for which the workers go home; and they merge in a
+        tree, as they come, because the driver could not hold all of them.
         """
         rows = w.size // objective.n_scores
         width = self._crew.width_of_metric(objective, rows)
         if not width:
-            return AggregateEngine(self.dataset, deterministic=True).metric(objective, w)
+            return AggregateEngine(self.dataset).metric(objective, w)
         found = self._pass(objective, "metric", w, width=width)
         return Partial(found.loss, found.grad.reshape(rows, rows), found.weight)
 
