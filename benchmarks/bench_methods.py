@@ -318,11 +318,12 @@ def arrays(x: Any) -> list[Array]:
 def traffic(case: Case, result: Result, data: Dataset) -> dict[str, Any]:
     """Passes over the rows, megabytes each way, and how old the gradients were.
 
-    Of a solver the bytes are d float64 each way, for each pass and worker.
+    Of a solver the bytes are d float64 each way, for each pass and worker; and those of a metric.
     """
     if case.method not in names(methods):
         megabytes = 8e-6 * sum(a.size for a in arrays(result.x)) * WORKERS * result.passes
-        sent, passes, ages = (megabytes, megabytes), result.passes, {0: 1}
+        metric = 8e-6 * data.n_features**2 * WORKERS * (case.method == "preconditioned_lbfgs")
+        sent, passes, ages = (megabytes + metric, megabytes), result.passes, {0: 1}
     else:
         history = result.history
         sent = (history.bytes_in[-1] / 1e6, history.bytes_out[-1] / 1e6)
@@ -393,7 +394,10 @@ SIZES = (
     " parts: also of the worker loop, the policy, the updaters and the codec that it is made of,"
     " but not of what a whole family shares, in files with an underscore."
 )
-PUSHED = "MB of frames to the server and from it; of the solvers, d float64 each way and pass."
+PUSHED = (
+    "MB of frames to the server and from it; of the solvers, d float64 each way, pass and worker,"
+    " and a metric of D x D."
+)
 TITLES = {
     "methods": (
         "a9a, 32,561 rows of 123 features, logistic loss, L2 1e-3; batches of 256, 5 epochs",
