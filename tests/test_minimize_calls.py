@@ -305,6 +305,14 @@ def test_columns_of_a_dataframe_may_have_any_names(spark):
     assert_allclose(compared.fun, expected.fun, rtol=1e-12)
 
 
+def test_an_unknown_method_is_told_with_the_problems_of_a_dataset(spark, plain):
+    found = problems_of(spark, "logistic", plain, w0=np.zeros(5), method="bfgs")
+    assert [sentence[:25] for sentence in found] == [
+        "there is no method 'bfgs'",
+        "w0 is an array of shape (",
+    ]
+
+
 def test_a_metric_that_is_too_large_is_told_before_a_pass(spark):
     wide = csr_array((3, 2001))
     with Dataset.from_arrays(spark, wide, [0.0, 1.0, 1.0]) as data:

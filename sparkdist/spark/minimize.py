@@ -13,6 +13,7 @@ from pyspark import RDD
 from pyspark.sql import DataFrame
 from scipy.optimize import OptimizeResult
 
+from sparkdist import registry, solvers
 from sparkdist.checks import find_problems, parameters_of
 from sparkdist.errors import InvalidCall
 from sparkdist.objectives import Objective, UserLoss
@@ -236,7 +237,7 @@ def _given(tol: float, max_iter: int, bounds: Any, deterministic: bool) -> list[
 
 
 def _metric_problems(method: str, problem: Problem) -> list[str]:
-    wanted = method not in NAMES and "metric" in parameters_of(method)
+    wanted = method in registry.names(solvers) and "metric" in parameters_of(method)
     return problems_of_metric(problem) if wanted else []
 
 
