@@ -136,6 +136,17 @@ def test_every_method_and_objective_gives_the_bits_of_the_aggregate_engine(name,
     assert_array_equal(flat(found.jac), flat(expected.jac))
 
 
+def test_a_metric_that_fits_but_for_an_intercept_goes_to_the_server(both, monkeypatch):
+    data, _ = both
+    n_portions = len(ResidentEngine(data)._crew._parts)
+    monkeypatch.setattr(crew, "_MOST_BYTES", 8 * data.n_features**2 * n_portions)
+    options = {"method": PRE, "penalty": L2(1e-3), "deterministic": True, "progress": False}
+    expected = minimize("logistic", data, max_iter=2, engine="aggregate", **options)
+    found = minimize("logistic", data, max_iter=2, engine="resident", **options)  # hires anew
+    assert passes_of(data) == found.passes == expected.passes
+    assert_array_equal(found.x, expected.x)
+
+
 def test_a_large_metric_is_a_spark_job_of_the_same_bits(both, monkeypatch):
     data, by_jobs = both
     monkeypatch.setattr(crew, "_MOST_BYTES", 100)

@@ -50,7 +50,7 @@ class Logistic(BinaryLoss):
         Far on the wrong side the loss is a straight line, which ends at 0: tanh(|m|/2) / (2|m|).
 
         Source: Jaakkola and Jordan, Bayesian Parameter Estimation via Variational Methods,
-        Statistics and Computing 10 (2000), equation (8).
+        Statistics and Computing 10 (2000).
         """
         size = np.maximum(np.abs(m), 1e-8)
         touching = np.tanh(size / 2) / (2 * size)

@@ -23,10 +23,9 @@ from sparkdist.spark.data.residency import Place
 __all__ = ["handle_of_row", "ingested_dataframe", "leaks", "plan_columns"]
 
 #: PySpark has the workers of SQL shorten their tracebacks, and starts others for RDDs, which do
-#: not: for this setting alone two more processes of 1 s of CPU each, and a daemon.
+#: not: for this setting alone twice as many processes that have everything to import.
 _AS_FOR_RDDS = {"spark.sql.execution.pyspark.udf.simplifiedTraceback.enabled": "false"}
-#: With this limit Spark does not add up all columns' buffers after each row: 0.7 us a row of 5
-#: columns, 1.3 us one of 50.
+#: With this limit Spark does not add up all columns' buffers after each row.
 _NO_LIMIT = str(2**31 - 1)
 #: In the names of operators that send rows to Python.
 _OF_PYTHON = ("Python", "InPandas", "InArrow")
