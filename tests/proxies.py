@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import struct
 import threading
@@ -165,11 +166,10 @@ class Wiretap(_Listener):
 
 
 def _copy(source: socket.socket, target: socket.socket, kept: bytearray) -> None:
-    """Copy until one of the two ends, then end the other."""
-    try:
+    """Copy until one of the two ends or breaks, then end the other."""
+    with contextlib.suppress(OSError):
         while data := source.recv(1 << 16):
             kept += data
             target.sendall(data)
+    with contextlib.suppress(OSError):  # it went away, too
         target.shutdown(socket.SHUT_WR)
-    except OSError:
-        return  # the other side went away

@@ -55,12 +55,16 @@ class Unread(io.BytesIO):
         self.touched = True
         return super().read(*size)
 
+    def readinto(self, buffer):
+        self.touched = True
+        return super().readinto(buffer)
+
 
 class InPieces(io.BytesIO):
     """A body of which few bytes come at a time."""
 
-    def read(self, size):
-        return super().read(min(size, 99_991))
+    def readinto(self, buffer):
+        return super().readinto(memoryview(buffer)[:99_991])
 
 
 def serve(*, checkpointer=None, skip=False):
@@ -274,8 +278,7 @@ def test_a_body_must_say_how_long_it_is(server, method, path):
         assert (response.status_code, error_of(response)) == (411, "length")
 
 
-# 262,144 bytes are asked for at once.
-@pytest.mark.parametrize("n", [1, 99_991, 262_144, 262_145, 700_001])
+@pytest.mark.parametrize("n", [1, 99_991, 99_992, 700_001])
 def test_r20_a_body_comes_whole_however_few_of_its_bytes_come_at_a_time(n):
     body = np.random.default_rng(0).bytes(n)
     environ = {"CONTENT_TYPE": CONTENT_TYPE, "wsgi.input": InPieces(body)}

@@ -71,7 +71,7 @@ ONLY_IN = {
     "pyspark": {"spark", "ml", "commands"},
     "py4j": {"spark", "ml", "commands"},
     "flask": {"server"},
-    "granian": {"server"},
+    "httptools": {"server"},
     "requests": {"client"},
     "prometheus_client": {"server"},
     "greenlet": {"simulate"},

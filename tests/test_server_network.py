@@ -508,16 +508,16 @@ def test_r33_bodies_of_strangers_are_not_waited_for(served: Served) -> None:
 
 
 @pytest.mark.slow
-def test_r33_half_sent_pushes_on_all_threads_end_in_a_restart(tmp_path: Path) -> None:
-    """Workers that vanish in the middle of a push hold a thread each; there are 256."""
+def test_r33_half_sent_pushes_on_all_threads_are_given_up(tmp_path: Path) -> None:
+    """Workers that vanish in the middle of a push hold a thread each; there are 1,024."""
     with contextlib.ExitStack() as stack:
         one = stack.enter_context(Served(tmp_path, restarts=1, every_update=True))
-        for _ in range(300):
+        for _ in range(1100):
             connection = stack.enter_context(connect(one))
             connection.sendall(head(one, "Content-Length: 500") + b"SPKD")
         with one.client(90.0) as client:
             count_to(client, 5)
-        assert one.supervisor.restarts == 1
+        assert one.supervisor.restarts == 0
         assert np.array_equal(one.model(), np.arange(D) < 5)
         assert one.counts()["applied"] == 5
 
@@ -546,11 +546,10 @@ def test_r35_many_large_pushes_take_a_bounded_memory_and_all_land() -> None:
         done.set()
         assert np.array_equal(one.model(), np.arange(size) < clients * rounds)
         assert one.counts()["applied"] == clients * rounds
-        # Per client: the body in Python, the same bytes in Granian, and twice that while its
-        # buffer grows by doubling.  1.7 to 3.4 were measured.  A server that kept only one copy
-        # of each push would hold 6.
+        # Per client the body, once: 1.2 to 1.3 were measured, with the threads.  A server that kept
+        # only one copy of each push would hold 6.
         body = 8 * size // 1024
-        assert looking.result() - memory <= 4 * clients * body
+        assert looking.result() - memory <= 2 * clients * body
 
 
 # --- a network that breaks --------------------------------------------------------------------
@@ -696,6 +695,7 @@ def misframed(served: Served, body: bytes) -> dict[str, bytes]:
     return {
         "two lengths, the first right": lengths(n, 5),
         "two lengths, the second right": lengths(5, n),
+        "the same length twice": lengths(n, n),
         "a list of lengths": lengths(f"{n}, {n}"),
         **{f"length {bad!r}": lengths(bad) for bad in (-5, f"+{n}", hex(n), "", f"{n}.0", "5 5")},
         "a length beyond 64 bits": lengths((1 << 64) + n),
@@ -713,6 +713,7 @@ def misframed(served: Served, body: bytes) -> dict[str, bytes]:
         "a line that is folded": line("X-A: a\r\n b"),
         "a token that is folded": right.replace(b"Bearer ", b"Bearer\r\n ") + body,
         "a NUL": line("X-A: a\0b"),
+        "only line feeds": right.replace(crlf, b"\n") + body,
         "only carriage returns": right.replace(crlf, b"\r") + body,
         "a header of 1 MB": line("X-A: " + "a" * 1_000_000),
         "300 headers": line(*(f"X-{i}: a" for i in range(300))),
@@ -768,15 +769,13 @@ def test_r46_what_rfc_9112_lets_a_server_read_counts_once(served: Served) -> Non
     right = whole(served, body)
     length = f"Content-Length: {len(body)}"
     requests = [
-        head(served, length, length) + body,  # RFC 9110, 8.6: the same length again
-        head(served, length).replace(b"\r\n", b"\n") + body,  # 2.2: a single LF ends a line
         b"\r\n\r\n" + right,  # 2.2: empty lines before
         head(served, length, ask="POST /v1/push HTTP/1.0") + body,
         right,
     ]
-    assert [ask(served, request)[0] for request in requests] == [200] * 5
+    assert [ask(served, request)[0] for request in requests] == [200] * 3
     before.exactly(1)
-    assert served.counts() == {"received": 5, "applied": 1, "duplicate": 4}
+    assert served.counts() == {"received": 3, "applied": 1, "duplicate": 2}
 
 
 class Bomb:
@@ -1054,6 +1053,19 @@ def test_r47_pushes_go_through_tls(secured: Served) -> None:
         count_to(client, 20, SIZE)
     before.exactly(20)
     assert secured.counts()["applied"] == 20
+
+
+def test_r33_handshakes_that_do_not_go_on_take_no_threads(secured: Served) -> None:
+    secured.begin()
+    before, threads = Unchanged(secured), of_process(secured.pid, "Threads")
+    with contextlib.ExitStack() as stack:
+        for _ in range(300):
+            # The beginning of a record of TLS, of 512 bytes.
+            stack.enter_context(connect(secured)).sendall(b"\x16\x03\x01\x02\x00\x01")
+        with secured.client(20.0) as client:
+            count_to(client, 5, SIZE)
+        assert of_process(secured.pid, "Threads") <= threads + 1
+    before.exactly(5)
 
 
 def test_r47_nothing_is_read_in_the_clear(secured: Served) -> None:

@@ -155,8 +155,7 @@ class Routes:
             return frame(status, wire.pieces(fields, [entry], [answer.state]))
         if answer.w is None:
             return frame(status, wire.pieces(fields))
-        head, *_ = wire.pieces(fields, self._entries, [answer.w])
-        return frame(status, [head, answer.w])  # bytes, which Granian takes, and no view of them
+        return frame(status, wire.pieces(fields, self._entries, [answer.w]))
 
 
 def _worker(fields: dict[str, Any]) -> tuple[str, int]:

@@ -30,8 +30,6 @@ __all__ = [
 Environ: TypeAlias = "dict[str, Any]"
 #: What a run id, a generation and the like look like; nothing from the network names a file.
 _ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
-#: Asked for more bytes at once, Granian collects them in a buffer that it grows by copying.
-_PIECE = 256 << 10
 
 
 class Refusal(Exception):
@@ -89,7 +87,7 @@ def refuse_wrong_token(environ: Environ, *right: bytes) -> None:
         raise Refusal(401, "token", "this run's token is missing or wrong")
 
 
-def read_body(environ: Environ, limit: int) -> bytes | memoryview[Any]:
+def read_body(environ: Environ, limit: int) -> memoryview[Any]:
     """Read the body, if it says how long it is, is not too long, and is as long as it says."""
     if environ.get("CONTENT_TYPE", "").partition(";")[0].strip().lower() != wire.CONTENT_TYPE:
         raise Refusal(415, "type", f"the body must be {wire.CONTENT_TYPE}")
@@ -100,16 +98,10 @@ def read_body(environ: Environ, limit: int) -> bytes | memoryview[Any]:
         raise Refusal(411, "length", "the body must come with its Content-Length")
     if length > limit:
         raise Refusal(413, "too_large", f"the body is longer than {limit} bytes")
-    read, came = environ["wsgi.input"].read, 0
-    piece: bytes = read(min(_PIECE, length))
-    if len(piece) == length:
-        return piece
-    # Memory is taken as it is written to.  Joined in the end the pieces would be in memory twice.
-    body = np.empty(length, np.uint8).data
-    while piece:
-        body[came : came + len(piece)] = piece
-        came += len(piece)
-        piece = read(min(_PIECE, length - came)) if came < length else b""
+    # Memory is taken as it is written to, and nothing is copied: the socket fills it.
+    body, came, read = np.empty(length, np.uint8).data, 0, environ["wsgi.input"].readinto
+    while came < length and (n := read(body[came:])):
+        came += n
     if came != length:
         raise DecodeError(f"{came} of {length} bytes came")
     return body

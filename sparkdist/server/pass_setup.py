@@ -141,8 +141,8 @@ def _answer(task: Task, dtype: np.dtype[Any]) -> Application:
     if not task.vectors:
         return frame(status, wire.pieces(fields))
     shape = (task.n_vectors, len(task.vectors) // dtype.itemsize // task.n_vectors)
-    head, *_ = wire.pieces(fields, [wire.Entry("vectors", dtype.str, shape)], [task.vectors])
-    return frame(status, [head, task.vectors])
+    entry = wire.Entry("vectors", dtype.str, shape)
+    return frame(status, wire.pieces(fields, [entry], [task.vectors]))
 
 
 def _rows(arrays: dict[str, Any], name: str, dtype: np.dtype[Any]) -> Array:

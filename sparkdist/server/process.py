@@ -15,17 +15,12 @@ import shutil
 import signal
 import sys
 import threading
-import warnings
 from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NoReturn
 
-from granian.constants import HTTPModes, Interfaces
-from granian.http import HTTP1Settings
-from granian.log import LogLevels
-from granian.server import MTServer
-
+from sparkdist.server.http import HttpServer
 from sparkdist.server.setup import Service, Startable
 
 __all__ = ["main"]
@@ -33,22 +28,7 @@ __all__ = ["main"]
 logger = logging.getLogger(__name__)
 
 #: Threads that answer; one is taken by each worker that waits.  They are started when needed.
-_THREADS = 256
-#: A client has so long to send its headers.  Dripping ones are dropped; bodies of clients without
-#: the token are not read at all.
-_HEADER_MILLISECONDS = 10_000
-
-
-class _InThread(MTServer):
-    """Granian with its one worker in a thread of this process, which holds the state.
-
-    Granian keeps this kind for Python without a GIL, and its ordinary kind serves from a second
-    process.  With a GIL the same code works; what is lost is only parallel Python, and here a
-    lock would keep that away anyway.
-    """
-
-    def _check_gil(self) -> None:
-        return
+_THREADS = 1024
 
 
 def _end_without_driver(leftovers: Sequence[Path]) -> NoReturn:
@@ -98,7 +78,7 @@ def _stop(connection: Connection, service: Service, leftovers: Sequence[Path]) -
         answer = False, repr(error)
     _say(connection, answer, leftovers)
     logging.shutdown()
-    # A thread that waits for a body that never comes must not hold the end up.
+    # The thread that accepts connections never returns.
     os._exit(0)
 
 
@@ -123,30 +103,17 @@ def main(descriptor: int, *leftovers: Path) -> None:
     setup: Startable = hear(connection, leftovers)
     service = setup.service()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C on the driver's terminal is the driver's
-    server = _InThread(
-        "sparkdist",
-        address=setup.host,
-        port=setup.port,
-        interface=Interfaces.WSGI,
-        blocking_threads=_THREADS,
-        backlog=1024,
-        backpressure=1024,
-        http=HTTPModes.http1,
-        http1_settings=HTTP1Settings(header_read_timeout=_HEADER_MILLISECONDS),
-        log_level=LogLevels.warning,
-        ssl_cert=setup.certificate,
-        ssl_key=setup.key,
+    server = HttpServer(
+        service.app,
+        setup.host,
+        setup.port,
+        threads=_THREADS,
+        certificate=setup.certificate,
+        key=setup.key,
     )
-
-    @server.on_startup
-    def listen_to_the_driver() -> None:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        signal.signal(signal.SIGTERM, lambda *_: _in_thread(_terminate, service))
-        _in_thread(obey, connection, service, leftovers)
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        server.serve(target_loader=lambda: service.app, wrap_loader=False)
+    signal.signal(signal.SIGTERM, lambda *_: _in_thread(_terminate, service))
+    _in_thread(obey, connection, service, leftovers)
+    server.serve()
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from werkzeug.routing import MapAdapter
 from sparkdist import wire
 from sparkdist.errors import BadGradient, CheckpointError, DecodeError, StaleRun
 from sparkdist.server import page
+from sparkdist.server.http.answer import Application
 from sparkdist.server.incoming import Environ, Refusal, refuse_web_pages, refuse_wrong_token
 
 __all__ = ["Application", "View", "as_json", "frame", "make_app"]
@@ -32,13 +33,10 @@ _MEANINGS: dict[type[Exception], tuple[int, str]] = {
 }
 #: What needs no token.
 _OPEN = page.OPEN | {"/healthz"}
-#: Bytes from which a copy costs more than one more message to the thread that writes.
-_WORTH_TWO_WRITES = 256 << 10
 _STATUS_LINES = {status.value: f"{status.value} {status.phrase}" for status in HTTPStatus}
 
-#: What answers a request when the WSGI server calls it; each of Flask's responses is one.
-Application: TypeAlias = Callable[[Environ, Any], Any]
-#: A view gets what the WSGI server says of the request, and returns the answer or raises.
+#: A view gets what the WSGI server says of the request, and returns the answer or raises; the
+#: answer is called as an application, which each of Flask's responses is.
 View: TypeAlias = Callable[[Environ], Application]
 
 
@@ -159,14 +157,13 @@ class _Gate:
 
 
 def frame(status: int, pieces: Sequence[Any]) -> Application:
-    """Answer with a frame: two headers, at which werkzeug need not look."""
+    """Answer with a frame: two headers, at which werkzeug need not look, and its buffers."""
     length = sum(map(len, pieces))
     headers = [("Content-Type", wire.CONTENT_TYPE), ("Content-Length", str(length))]
 
     def answer(environ: Environ, start_response: Any) -> Any:
         start_response(_STATUS_LINES[status], headers)
-        # Granian joins a list, and copies what it is given: a long frame goes as head and payload.
-        return [b"".join(pieces)] if length < _WORTH_TWO_WRITES else tuple(pieces)
+        return pieces
 
     return answer
 
