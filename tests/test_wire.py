@@ -424,6 +424,16 @@ def test_a_vector_is_sparse_where_that_takes_less_than_half_of_the_bytes(dtype):
             assert_same(sent({"": found}).arrays()[""], found)
 
 
+@pytest.mark.parametrize("row", [1, 2, 16, 64, 256, 1000])
+def test_a_long_vector_is_sparse_by_a_sample_of_it(row):
+    """A fifth of the rows of a matrix, as touched embeddings are; the sample errs by 1 %."""
+    for seed in range(20):
+        dice = np.random.default_rng(seed)
+        touched = np.repeat(dice.permutation(100_000 // row) % 5 == 0, row)
+        assert sparse_if_shorter(touched.astype("<f4")) is not None
+        assert sparse_if_shorter(1.0 - touched.astype("<f4")) is None
+
+
 def test_a_short_vector_is_sent_as_it_is():
     assert sparse_if_shorter(np.zeros(1023)) is None
     assert sparse_if_shorter(np.zeros(1024)) is not None

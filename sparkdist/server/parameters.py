@@ -85,6 +85,7 @@ class Parameters:
     def payload(self) -> bytes:
         """The parameters' bytes, one immutable copy for everybody who asks for this version."""
         if self._served[0] != self.version:
+            self._served = (-1, b"")  # the next ones may have its memory, which is warm
             self._served = (self.version, self._w.tobytes())
         return self._served[1]
 
