@@ -1,23 +1,21 @@
-"""The picture of a run."""
+"""Pictures of curves; what they mean, those know whose they are."""
 
 from __future__ import annotations
 
 import io
 import itertools
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from sparkdist.blocks import Array
+__all__ = ["Curve", "Scale", "plot_comparison", "plot_run"]
 
-if TYPE_CHECKING:
-    from sparkdist.comparison import Curve
-    from sparkdist.result import History, TrainingHistory
-
-__all__ = ["INK", "Picture", "draw", "plot_comparison", "plot_history", "plot_training"]
+_INK, _FAINT, _LINE = "#1f2933", "#9aa5b1", "#2563a8"
+#: Told apart by eye, also by those who do not see red and green as different.
+_COLOURS = ("#2563a8", "#c2410c", "#0f766e", "#7c3aed", "#a16207", "#be185d", "#334155")
 
 
 class Picture(Figure):
@@ -29,85 +27,78 @@ class Picture(Figure):
         return picture.getvalue()
 
 
-INK, _FAINT, _LINE = "#1f2933", "#9aa5b1", "#2563a8"
+class Scale(NamedTuple):
+    """What is along an axis."""
+
+    label: str
+    values: Sequence[float]
+    #: Where the axis begins; None leaves that to matplotlib.
+    bottom: float | None = None
+    #: Values that are not above 0 are left out.
+    log: bool = False
 
 
-def plot_history(history: History, title: str) -> Figure:
-    """Draw the objective, and how far it is above the run's best, against seconds and passes.
+def plot_run(across: Sequence[Scale], down: Sequence[Scale], title: str) -> Figure:
+    """Draw each of ``down`` against each of ``across``: a run, in a grid of curves.
 
-    The distance is on a logarithmic axis: it shows the rate of convergence, which the objective
-    itself hides as soon as it looks flat.  The best point, whose distance is 0, is left out.
+    All values are of the same moments, one behind the other.
     """
-    figure = Picture(figsize=(9, 5.4), dpi=120, layout="constrained")
-    axes = figure.subplots(2, 2, sharex="col", sharey="row")
-    fun = np.asarray(history.fun)
-    gap = fun - fun.min()
-    across = ((history.seconds, "seconds"), (history.passes, "passes over the data"))
-    for column, (values, label) in enumerate(across):
-        at = np.asarray(values, dtype=float)
-        draw(axes[0, column], at, fun)
-        draw(axes[1, column], at[gap > 0], gap[gap > 0])
-        axes[1, column].set_xlabel(label, color=INK)
-        axes[1, column].set_xlim(0, at.max() * 1.02 or 1.0)
-    if (gap > 0).any():
-        axes[1, 0].set_yscale("log")
-    axes[0, 0].set_ylabel("objective", color=INK)
-    axes[1, 0].set_ylabel("objective − best", color=INK)
-    figure.suptitle(title, color=INK, fontsize=11, x=0.01, ha="left")
+    width = 0.6 + 4.2 * len(across)
+    figure = Picture(figsize=(width, 5.4), dpi=120, layout="constrained")
+    grid = figure.subplots(len(down), len(across), sharex="col", sharey="row", squeeze=False)
+    for (row, y), (column, x) in itertools.product(enumerate(down), enumerate(across)):
+        axes, at, up = grid[row, column], np.asarray(x.values, float), np.asarray(y.values, float)
+        shown = up > 0 if y.log else np.ones(len(up), bool)
+        axes.plot(at[shown], up[shown], color=_LINE, lw=1.6, marker="o", ms=2.5, mew=0)
+        if y.log and shown.any():
+            axes.set_yscale("log")
+        axes.set_xlim(0, at.max(initial=0.0) * 1.02 or 1.0)
+        axes.set_ylim(bottom=y.bottom)
+        _plain(axes)
+    for axes, x in zip(grid[-1], across, strict=True):
+        axes.set_xlabel(x.label, color=_INK)
+    for axes, y in zip(grid[:, 0], down, strict=True):
+        axes.set_ylabel(y.label, color=_INK)
+    figure.suptitle(title, color=_INK, fontsize=11, x=0.01, ha="left")
     return figure
 
 
-def plot_training(history: TrainingHistory, title: str) -> Figure:
-    """Draw the loss of the batches, and how stale their parameters were, in time and in rows."""
-    figure = Picture(figsize=(9, 5.4), dpi=120, layout="constrained")
-    axes = figure.subplots(2, 2, sharex="col", sharey="row")
-    across = ((history.seconds, "seconds"), (history.examples, "examples"))
-    for column, (values, label) in enumerate(across):
-        at = np.asarray(values, dtype=float)
-        draw(axes[0, column], at, np.asarray(history.loss))
-        draw(axes[1, column], at, np.asarray(history.staleness))
-        axes[1, column].set_xlabel(label, color=INK)
-        axes[1, column].set_xlim(0, at.max(initial=0.0) * 1.02 or 1.0)
-    axes[0, 0].set_ylabel("mean loss of the batches", color=INK)
-    axes[1, 0].set_ylabel("mean staleness", color=INK)
-    axes[1, 0].set_ylim(bottom=0)
-    figure.suptitle(title, color=INK, fontsize=11, x=0.01, ha="left")
-    return figure
+class Curve(NamedTuple):
+    """One of several that are compared."""
+
+    name: str
+    #: Against what it is drawn, a panel each.
+    across: Sequence[Sequence[float]]
+    #: How far it is above the best.
+    gap: Sequence[float]
 
 
-#: Told apart by eye, also by those who do not see red and green as different.
-_COLOURS = ("#2563a8", "#c2410c", "#0f766e", "#7c3aed", "#a16207", "#be185d", "#334155")
+def plot_comparison(labels: Sequence[str], curves: Sequence[Curve], target: float) -> Figure:
+    """Draw how far each curve is above the best, in a panel for each label; 0 is left out.
 
-
-def plot_comparison(curves: Sequence[Curve], best: float, target: float) -> Figure:
-    """Draw how far each method is above the best, against seconds, passes and bytes."""
+    A ``target`` above 0 is a dashed line.
+    """
     figure = Picture(figsize=(11, 4.2), dpi=120, layout="constrained")
-    axes = figure.subplots(1, 3, sharey=True)
-    panels = (("seconds", "seconds"), ("passes", "passes over the data"), ("n_bytes", "bytes"))
-    for one, (what, label) in zip(axes, panels, strict=True):
+    panels = figure.subplots(1, len(labels), sharey=True)
+    for n, (axes, label) in enumerate(zip(panels, labels, strict=True)):
         for curve, colour in zip(curves, itertools.cycle(_COLOURS)):
-            x, gap = np.asarray(getattr(curve, what)), np.asarray(curve.fun) - best
+            x, gap = np.asarray(curve.across[n]), np.asarray(curve.gap)
             there = (gap > 0) & (x > 0)
-            one.plot(x[there], gap[there], color=colour, lw=1.6, label=curve.name)
-        if target > best:
-            one.axhline(target - best, color=_FAINT, lw=1, ls=(0, (4, 3)))
-        one.set(xscale="log", yscale="log")
-        one.set_xlabel(label, color=INK)
-        _plain(one)
-    axes[0].set_ylabel("objective − best", color=INK)
-    lines, names = axes[0].get_legend_handles_labels()
+            axes.plot(x[there], gap[there], color=colour, lw=1.6, label=curve.name)
+        if target > 0:
+            axes.axhline(target, color=_FAINT, lw=1, ls=(0, (4, 3)))
+        axes.set(xscale="log", yscale="log")
+        axes.set_xlabel(label, color=_INK)
+        _plain(axes)
+    panels[0].set_ylabel("objective − best", color=_INK)
+    lines, names = panels[0].get_legend_handles_labels()
     figure.legend(lines, names, loc="outside lower center", ncols=6, frameon=False)
     return figure
 
 
-def draw(axes: Axes, x: Array, y: Array) -> None:
-    """Draw a curve, and nothing around it that says nothing."""
-    axes.plot(x, y, color=_LINE, lw=1.6, marker="o", ms=2.5, mew=0)
-    _plain(axes)
-
-
 def _plain(axes: Axes) -> None:
+    """Take away what says nothing."""
     axes.grid(color=_FAINT, alpha=0.3, lw=0.6)
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color(_FAINT)
-    axes.tick_params(colors=INK, length=0)
+    axes.tick_params(which="both", colors=_INK, length=0)

@@ -118,7 +118,17 @@ class Comparison:
             Without matplotlib; ``pip install sparkdist[plot]``.
         """
         best = min(min(curve.fun) for curve in self.curves) if optimum is None else optimum
-        return plotting().plot_comparison(self.curves, best, self.target)
+        draw = plotting()
+        shown = [
+            draw.Curve(
+                curve.name,
+                (curve.seconds, curve.passes, curve.n_bytes),
+                [fun - best for fun in curve.fun],
+            )
+            for curve in self.curves
+        ]
+        labels = ("seconds", "passes over the data", "bytes")
+        return draw.plot_comparison(labels, shown, self.target - best)
 
 
 def thinned(n: int, most: int) -> list[int]:

@@ -43,14 +43,23 @@ class History:
         return asdict(self)
 
     def plot(self, title: str = "") -> Figure:
-        """Draw the objective against seconds and against passes.
+        """Draw the objective, and how far it is above the run's best, in seconds and in passes.
 
         Raises
         ------
         ImportError
             Without matplotlib; ``pip install sparkdist[plot]``.
         """
-        return plotting().plot_history(self, title)
+        draw = plotting()
+        best = min(self.fun)
+        across = (
+            draw.Scale("seconds", self.seconds),
+            draw.Scale("passes over the data", self.passes),
+        )
+        # Its logarithm shows the rate of convergence, which the objective itself hides as soon as
+        # it looks flat.  The best point, whose distance is 0, is left out.
+        gap = draw.Scale("objective − best", [fun - best for fun in self.fun], log=True)
+        return draw.plot_run(across, (draw.Scale("objective", self.fun), gap), title)
 
 
 @dataclass
@@ -105,14 +114,18 @@ class TrainingHistory:
         return {name: found for name, found in asdict(self).items() if not name.startswith("_")}
 
     def plot(self, title: str = "") -> Figure:
-        """Draw the loss of the batches against seconds and against rows.
+        """Draw the loss of the batches, and how stale they were, in seconds and in rows.
 
         Raises
         ------
         ImportError
             Without matplotlib; ``pip install sparkdist[plot]``.
         """
-        return plotting().plot_training(self, title)
+        draw = plotting()
+        across = (draw.Scale("seconds", self.seconds), draw.Scale("examples", self.examples))
+        loss = draw.Scale("mean loss of the batches", self.loss)
+        stale = draw.Scale("mean staleness", self.staleness, bottom=0.0)
+        return draw.plot_run(across, (loss, stale), title)
 
 
 class Result(OptimizeResult):  # type: ignore[misc]  # SciPy has no types

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from numpy.testing import assert_allclose, assert_array_equal
 from scipy.optimize import OptimizeResult
 
-from sparkdist.result import History, Result
+from sparkdist.result import History, Result, TrainingHistory
 
 ENTRIES = [(0.5, 1, 4.0, 1.0), (0.75, 3, 2.0, 0.5), (1.5, 4, 1.0, 0.25)]
 
@@ -121,3 +121,20 @@ def test_without_matplotlib_the_message_says_what_to_install(monkeypatch):
 def test_a_result_of_the_model_server_shows_itself():
     shown = repr(Result(x=np.array([1.0]), fun=1.5, staleness={0: 3, 12: 1}))
     assert "1.5" in shown and "12: 1" in shown
+
+
+def test_a_plot_of_training_shows_loss_and_staleness():
+    found = TrainingHistory()
+    for seconds, examples, loss, stale in ((0.5, 10, 8.0, 2), (1.0, 30, 4.0, 0)):
+        found.seconds.append(seconds)
+        found.examples.append(examples)
+        found.loss.append(loss)
+        found.staleness.append(stale)
+    figure = found.plot("a title")
+    assert drawn(figure) == [
+        [[0.5, 8], [1, 4]], [[10, 8], [30, 4]], [[0.5, 2], [1, 0]], [[10, 2], [30, 0]],
+    ]  # fmt: skip
+    assert [axes.get_ylabel() for axes in figure.axes[::2]] == [
+        "mean loss of the batches", "mean staleness",
+    ]  # fmt: skip
+    assert [axes.get_ylim()[0] == 0 for axes in figure.axes] == [False, False, True, True]

@@ -558,11 +558,20 @@ def test_a_run_that_is_cut_off_says_so():
 
 def test_a_run_draws_itself():
     pytest.importorskip("matplotlib")
-    figure = rough().plot()
-    labels = [axes.get_ylabel() for axes in figure.axes]
-    assert labels == ["objective", "objective", "mean staleness", "objective"]
-    drawn = [len(axes.lines[0].get_xdata()) for axes in figure.axes]
-    assert drawn == [51] * 4
+    result = rough()
+    figure = result.plot()
+    labels = [(axes.get_xlabel(), axes.get_ylabel()) for axes in figure.axes]
+    assert [y for _, y in labels] == ["objective", "", "", "mean staleness", "", ""]
+    assert [x for x, _ in labels[3:]] == [
+        "simulated seconds", "examples", "megabytes through the server",
+    ]  # fmt: skip
+    kept = result.history
+    across = [kept.seconds, kept.examples, np.array(kept.bytes) / 1e6]
+    wanted = [(x, y) for y in (kept.fun, kept.staleness) for x in across]
+    for axes, (x, y) in zip(figure.axes, wanted, strict=True):
+        assert_array_equal(axes.lines[0].get_xdata(), x)
+        assert_array_equal(axes.lines[0].get_ydata(), y)
+        assert len(x) == 51
 
 
 def test_a_model_in_float32_and_one_of_named_arrays():

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import importlib
 from dataclasses import dataclass, field
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from sparkdist.result import TrainingHistory
+from sparkdist.result import TrainingHistory, plotting
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -34,18 +32,18 @@ class SimulatedHistory(TrainingHistory):
         self.bytes.append(n_bytes)
 
     def plot(self, title: str = "") -> Figure:
-        """Draw the objective against simulated seconds, examples and bytes, and the staleness.
+        """Draw the objective, and the staleness, in simulated seconds, in examples and in bytes.
 
         Raises
         ------
         ImportError
             Without matplotlib; ``pip install sparkdist[plot]``.
         """
-        return _plotting().plot_simulation(self, title)
-
-
-def _plotting() -> ModuleType:
-    try:
-        return importlib.import_module("sparkdist.simulate._plot")
-    except ImportError as error:
-        raise ImportError("plotting needs matplotlib: pip install 'sparkdist[plot]'") from error
+        draw = plotting()
+        across = (
+            draw.Scale("simulated seconds", self.seconds),
+            draw.Scale("examples", self.examples),
+            draw.Scale("megabytes through the server", [n / 1e6 for n in self.bytes]),
+        )
+        stale = draw.Scale("mean staleness", self.staleness, bottom=0.0)
+        return draw.plot_run(across, (draw.Scale("objective", self.fun), stale), title)
