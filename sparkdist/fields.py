@@ -6,15 +6,34 @@ end of a sentence that begins with the argument's name.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from math import inf, nan
+from numbers import Integral, Real
+from typing import Any, TypeAlias
 
 from sparkdist.errors import InvalidCall
 
-__all__ = ["integer", "read_fields", "settle"]
+__all__ = [
+    "Rule",
+    "below_1",
+    "collect",
+    "flag",
+    "not_negative",
+    "number",
+    "optional",
+    "plain",
+    "positive",
+    "read_fields",
+    "settle",
+    "share",
+    "whole",
+]
+
+Rule: TypeAlias = Callable[[Any], Any]
 
 
-def read_fields(member: Any, **rules: Callable[[Any], Any]) -> list[str]:
+def read_fields(member: Any, **rules: Rule) -> list[str]:
     """Put what the rules return into the fields; say what is wrong with them."""
     problems = []
     for name, rule in rules.items():
@@ -25,7 +44,7 @@ def read_fields(member: Any, **rules: Callable[[Any], Any]) -> list[str]:
     return problems
 
 
-def settle(member: Any, **rules: Callable[[Any], Any]) -> None:
+def settle(member: Any, **rules: Rule) -> None:
     """Do the same, and refuse what is wrong.
 
     Raises
@@ -37,12 +56,65 @@ def settle(member: Any, **rules: Callable[[Any], Any]) -> None:
         raise InvalidCall(type(member).__name__, problems)
 
 
-def integer(least: int) -> Callable[[object], int]:
-    """Make the rule of an int of at least ``least``; True is none."""
+@contextmanager
+def collect(problems: list[str]) -> Iterator[None]:
+    """Add what an InvalidCall inside says to ``problems``, instead of raising it."""
+    try:
+        yield
+    except InvalidCall as error:
+        problems += error.problems
 
-    def rule(value: object) -> int:
-        if type(value) is not int or value < least:
-            raise ValueError(f"must be an integer >= {least}; it is {value!r}")
-        return value
+
+def plain(value: object) -> float:
+    """Return a number as Python's float, and NaN, which no rule allows, for anything else.
+
+    A float64 of NumPy, float though it is, would make float32 arrays float64.
+    """
+    if not isinstance(value, Real) or isinstance(value, bool):
+        return nan
+    try:
+        return float(value)
+    except OverflowError:  # an int above 1.8e308
+        return inf
+
+
+def number(what: str, allows: Callable[[float], bool]) -> Callable[[object], float]:
+    """Make the rule of a number; ``what`` says which ones are allowed."""
+
+    def rule(value: object) -> float:
+        if not allows(found := plain(value)):
+            raise ValueError(f"must be {what}; it is {value!r}")
+        return found
 
     return rule
+
+
+positive = number("a finite number > 0", lambda x: 0 < x < inf)
+not_negative = number("a finite number >= 0", lambda x: 0 <= x < inf)
+below_1 = number("a number >= 0 and < 1", lambda x: 0 <= x < 1)
+share = number("a number > 0 and <= 1", lambda x: 0 < x <= 1)
+
+
+def whole(least: int, most: int | None = None) -> Callable[[object], int]:
+    """Make the rule of a whole number, of Python or of NumPy; True is none."""
+    what = f">= {least}" if most is None else f"from {least} to {most}"
+
+    def rule(value: object) -> int:
+        fits = isinstance(value, Integral) and not isinstance(value, bool)
+        if not (fits and least <= value and (most is None or value <= most)):  # type: ignore[operator]
+            raise ValueError(f"must be a whole number {what}; it is {value!r}")
+        return int(value)  # type: ignore[call-overload]
+
+    return rule
+
+
+def flag(value: object) -> bool:
+    """Check True or False."""
+    if not isinstance(value, bool):
+        raise ValueError(f"must be True or False; it is {value!r}")
+    return value
+
+
+def optional(rule: Rule) -> Rule:
+    """Make the rule that allows None, too."""
+    return lambda value: None if value is None else rule(value)

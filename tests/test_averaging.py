@@ -130,17 +130,17 @@ def test_batches_are_cut_into_units_without_a_gap(cuts, lengths):
 @pytest.mark.parametrize(
     ("make", "said"),
     [
-        (lambda: local_sgd(0), "steps is 0"),
-        (lambda: local_sgd("week"), "steps is 'week'"),
-        (lambda: local_sgd(True), "steps is True"),
+        (lambda: local_sgd(0), "steps must be .*; it is 0"),
+        (lambda: local_sgd("week"), "steps must be .* 'epoch' or 'all'; it is 'week'"),
+        (lambda: local_sgd(True), "steps must be .*; it is True"),
         (lambda: local_sgd(inner=average()), "takes gradients"),
-        (lambda: local_sgd(warm=-1), "warm is -1"),
+        (lambda: local_sgd(warm=-1), "warm must be a whole number >= 0; it is -1"),
         (lambda: local_sgd("epoch", warm=2), "not after epochs"),
-        (lambda: elastic(alpha=0.0), "alpha must be above 0"),
-        (lambda: elastic(alpha=1.1), "at most 1"),
-        (lambda: elastic(rate=0.0), "rate must be above 0"),
-        (lambda: elastic(tau=0), "tau must be an integer >= 1"),
-        (lambda: elastic(momentum=1.0), "below 1"),
+        (lambda: elastic(alpha=0.0), "alpha must be a number > 0 and <= 1; it is 0.0"),
+        (lambda: elastic(alpha=1.1), "alpha must be a number > 0 and <= 1; it is 1.1"),
+        (lambda: elastic(rate=0.0), "rate must be a finite number > 0"),
+        (lambda: elastic(tau=0), "tau must be a whole number >= 1"),
+        (lambda: elastic(momentum=1.0), "momentum must be a number >= 0 and < 1"),
     ],
 )
 def test_what_no_loop_can_do_is_refused(make, said):

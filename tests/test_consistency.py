@@ -300,7 +300,7 @@ def test_the_policies_by_hand(policy, may, quorums):
 )
 @pytest.mark.parametrize("bad", [-1, 1.0, True, "1", None])
 def test_a_bound_that_cannot_work_is_refused(kind, least, bad):
-    with pytest.raises(InvalidCall, match=f"must be an integer >= {least}"):
+    with pytest.raises(InvalidCall, match=f"must be a whole number >= {least}"):
         kind(bad)
     if least:
         with pytest.raises(InvalidCall):

@@ -205,13 +205,13 @@ def test_probabilities_by_hand():
 
 @pytest.mark.parametrize("n_classes", [1, 0, -3, 2.5, 3.0, np.nan, "3", None])
 def test_softmax_refuses_what_is_no_number_of_classes(n_classes):
-    with pytest.raises(InvalidCall, match=r"n_classes must be a whole number, 2 or more; it is"):
+    with pytest.raises(InvalidCall, match=r"n_classes must be a whole number >= 2; it is"):
         Softmax(n_classes)
 
 
 @pytest.mark.parametrize("delta", [0, -1.0, np.inf, np.nan])
 def test_huber_refuses_what_is_no_threshold(delta):
-    with pytest.raises(InvalidCall, match="delta must be a finite number above 0; it is"):
+    with pytest.raises(InvalidCall, match="delta must be a finite number > 0; it is"):
         Huber(delta)
 
 

@@ -154,11 +154,12 @@ def test_columns_are_named_of_a_dataframe_only(spark, plain, rdd):
 @pytest.mark.parametrize(
     ("options", "problem"),
     [
-        ({"rate": "x"}, "easgd: an option is of the wrong type: '>' not supported"),
-        ({"batch_size": "x"}, "batch_size is 'x'; it must be an integer >= 1"),
-        ({"epochs": 2.5}, "epochs is 2.5; it must be an integer >= 1"),
-        ({"patience": None}, "patience is None; it must be more than 0"),
-        ({"seconds": "x"}, "seconds is 'x'; it must be more than 0"),
+        ({"rate": "x"}, "rate must be a finite number > 0, or a function of t = 0, 1, 2 ..."),
+        ({"alpha": None}, "alpha must be a number > 0 and <= 1; it is None"),
+        ({"batch_size": "x"}, "batch_size must be a whole number >= 1; it is 'x'"),
+        ({"epochs": 2.5}, "epochs must be a whole number >= 1; it is 2.5"),
+        ({"patience": None}, "patience must be a number of seconds > 0; it is None"),
+        ({"seconds": "x"}, "seconds must be a finite number > 0; it is 'x'"),
         ({"port": "x"}, "port is 'x'; it must be a number from 1 to 65535, a pair"),
     ],
 )

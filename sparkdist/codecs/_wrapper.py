@@ -9,9 +9,10 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from sparkdist.blocks import Array
-from sparkdist.codecs import _check
 from sparkdist.codecs._base import Codec, State, Values
+from sparkdist.codecs._check import contraction
 from sparkdist.codecs.top_k import top_k
+from sparkdist.fields import settle
 
 if TYPE_CHECKING:
     from sparkdist.layout import Layout
@@ -29,7 +30,7 @@ class Wrapper(Codec):
     inner: Codec = top_k()
 
     def __post_init__(self) -> None:
-        _check.settle(self, inner=_check.contraction)
+        settle(self, inner=contraction)
         object.__setattr__(self, "sparse", self.inner.sparse)
 
     def bind(self, layout: Layout) -> Codec:

@@ -11,10 +11,10 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from sparkdist.blocks import Array, all_finite
-from sparkdist.codecs import _check
 from sparkdist.codecs._base import Codec, State
 from sparkdist.codecs._body import Body
 from sparkdist.errors import InvalidCall
+from sparkdist.fields import settle, whole
 
 if TYPE_CHECKING:
     from sparkdist.layout import Layout
@@ -65,7 +65,7 @@ class power_sgd(Codec):
     contractive = True
 
     def __post_init__(self) -> None:
-        _check.settle(self, rank=_check.rank)
+        settle(self, rank=whole(1, 1 << 16))
 
     def bind(self, layout: Layout) -> power_sgd:
         """Take the shapes of the model's arrays."""

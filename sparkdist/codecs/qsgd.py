@@ -9,12 +9,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sparkdist.blocks import Array
-from sparkdist.codecs import _check
 from sparkdist.codecs._base import Codec, State
 from sparkdist.codecs._body import Body, pack
 from sparkdist.codecs._buckets import folded, n_buckets, spread
+from sparkdist.codecs._check import bucket
 from sparkdist.codecs._elias import omega, omega_length, read_omega
 from sparkdist.errors import DecodeError
+from sparkdist.fields import settle, whole
 
 __all__ = ["qsgd"]
 
@@ -44,7 +45,7 @@ class qsgd(Codec):
     unbiased = True
 
     def __post_init__(self) -> None:
-        _check.settle(self, levels=_check.levels, bucket=_check.bucket)
+        settle(self, levels=whole(1, 1 << 16), bucket=bucket)
 
     def write(self, x: Array, state: State, rng: np.random.Generator) -> tuple[bytes, State]:
         """Write the norms, how many levels are not 0, and their codes."""

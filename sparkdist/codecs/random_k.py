@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 
 from sparkdist.blocks import Array
-from sparkdist.codecs import _check
 from sparkdist.codecs._base import Indices, SparseCodec, State, Values
 from sparkdist.codecs._body import Body
+from sparkdist.fields import flag, settle, share
 
 __all__ = ["random_k"]
 
@@ -38,7 +38,7 @@ class random_k(SparseCodec):
     scaled: bool = True
 
     def __post_init__(self) -> None:
-        _check.settle(self, fraction=_check.share, scaled=_check.flag)
+        settle(self, fraction=share, scaled=flag)
         object.__setattr__(self, "unbiased", self.scaled)
         object.__setattr__(self, "contractive", not self.scaled)
 

@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 
 from sparkdist.blocks import Array
-from sparkdist.codecs import _check
 from sparkdist.codecs._base import Codec, State
 from sparkdist.codecs._body import Body
 from sparkdist.codecs._buckets import folded, lengths, n_buckets, spread
+from sparkdist.codecs._check import bucket
+from sparkdist.fields import settle
 
 __all__ = ["sign"]
 
@@ -37,7 +38,7 @@ class sign(Codec):
     contractive = True
 
     def __post_init__(self) -> None:
-        _check.settle(self, bucket=_check.bucket)
+        settle(self, bucket=bucket)
 
     def write(self, x: Array, state: State, rng: np.random.Generator) -> tuple[bytes, State]:
         """Write the scales and the signs."""

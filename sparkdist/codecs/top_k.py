@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 
 from sparkdist.blocks import Array
-from sparkdist.codecs import _check
 from sparkdist.codecs._base import Indices, SparseCodec, State, Values
 from sparkdist.codecs._places import longest_places, read_places, write_places
+from sparkdist.fields import settle, share
 
 __all__ = ["top_k"]
 
@@ -36,7 +36,7 @@ class top_k(SparseCodec):
     contractive = True
 
     def __post_init__(self) -> None:
-        _check.settle(self, fraction=_check.share)
+        settle(self, fraction=share)
 
     def write(self, x: Array, state: State, rng: np.random.Generator) -> tuple[bytes, State]:
         """Write the largest."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from sparkdist.consistency._base import Consistency
-from sparkdist.fields import integer, settle
+from sparkdist.fields import settle, whole
 
 __all__ = ["asp"]
 
@@ -28,7 +28,7 @@ class asp(Consistency):
     waits: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        settle(self, warm_start=integer(0))
+        settle(self, warm_start=whole(0))
 
     def may_pull(self, clock: int, slowest: int) -> bool:
         """Return True."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from sparkdist.consistency._base import Consistency
-from sparkdist.fields import integer, settle
+from sparkdist.fields import settle, whole
 
 __all__ = ["backup"]
 
@@ -27,7 +27,7 @@ class backup(Consistency):
     waits: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        settle(self, extra=integer(0))
+        settle(self, extra=whole(0))
 
     def may_pull(self, clock: int, slowest: int) -> bool:
         """Return True: only a worker whose own push is in the open round waits."""

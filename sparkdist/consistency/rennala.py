@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from sparkdist.consistency._base import Consistency
-from sparkdist.fields import integer, settle
+from sparkdist.fields import settle, whole
 
 __all__ = ["rennala"]
 
@@ -30,7 +30,7 @@ class rennala(Consistency):
     waits: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        settle(self, pushes=integer(1))
+        settle(self, pushes=whole(1))
 
     def may_pull(self, clock: int, slowest: int) -> bool:
         """Return True."""

@@ -7,7 +7,7 @@ from math import inf
 from typing import ClassVar
 
 from sparkdist.consistency._base import Consistency
-from sparkdist.fields import integer, settle
+from sparkdist.fields import number, optional, settle, whole
 
 __all__ = ["ssp"]
 
@@ -35,7 +35,7 @@ class ssp(Consistency):
     waits: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        settle(self, bound=integer(0), lease=_seconds)
+        settle(self, bound=whole(0), lease=optional(_seconds))
 
     def may_pull(self, clock: int, slowest: int) -> bool:
         """Whether the slowest is at most ``bound`` clocks behind."""
@@ -46,7 +46,4 @@ class ssp(Consistency):
         return 1
 
 
-def _seconds(value: object) -> float | None:
-    if value is None or (type(value) in (int, float) and 0 < value < inf):  # type: ignore[operator]
-        return value  # type: ignore[return-value]
-    raise ValueError(f"must be a finite number of seconds > 0, or None; it is {value!r}")
+_seconds = number("a finite number of seconds > 0, or None", lambda x: 0 < x < inf)

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import inf
 
 import numpy as np
 
 from sparkdist.blocks import Array
-from sparkdist.errors import InvalidCall
+from sparkdist.fields import positive, settle
 from sparkdist.objectives._base import MarginLoss
 
 __all__ = ["Huber"]
@@ -36,9 +35,7 @@ class Huber(MarginLoss):
     delta: float = 1.35
 
     def __post_init__(self) -> None:
-        if not 0 < self.delta < inf:
-            rule = "delta must be a finite number above 0"
-            raise InvalidCall("Huber", [f"{rule}; it is {self.delta!r}"])
+        settle(self, delta=positive)
 
     def loss_and_slope(self, m: Array, y: Array) -> tuple[Array, Array]:
         """Loss and its derivative in the margin."""

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from numbers import Integral
 
 import numpy as np
 from scipy.sparse import issparse
 from scipy.special import log_softmax, logsumexp, softmax
 
 from sparkdist.blocks import Array, Block, Matrix, Partial
-from sparkdist.errors import InvalidCall
+from sparkdist.fields import settle, whole
 from sparkdist.objectives._base import Objective
 from sparkdist.objectives._cross_entropy import cross_entropy, cross_entropy_curvature
 from sparkdist.objectives._gram import gram
@@ -42,9 +41,7 @@ class Softmax(Objective):
     classifies = True
 
     def __post_init__(self) -> None:
-        if not isinstance(self.n_classes, Integral) or self.n_classes < 2:
-            rule = "n_classes must be a whole number, 2 or more"
-            raise InvalidCall("Softmax", [f"{rule}; it is {self.n_classes!r}"])
+        settle(self, n_classes=whole(2))
 
     @property
     def n_scores(self) -> int:

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from math import inf
 
 import numpy as np
 
 from sparkdist.blocks import Array
-from sparkdist.errors import InvalidCall
 
-__all__ = ["Penalty", "check_strengths"]
+__all__ = ["Penalty"]
 
 
 class Penalty(ABC):
@@ -55,11 +53,3 @@ class Penalty(ABC):
         # w - clip(w, -t, t) is sign(w) max(|w| - t, 0).
         threshold = step * self.l1
         return (w - np.clip(w, -threshold, threshold)) / (1.0 + step * self.l2)
-
-
-def check_strengths(caller: str, **strengths: float) -> None:
-    """Refuse coefficients that are negative or not finite, all of a call at once."""
-    wrong = {name: value for name, value in strengths.items() if not 0 <= value < inf}
-    if wrong:
-        rule = "must be a finite number >= 0"
-        raise InvalidCall(caller, [f"{name} {rule}; it is {v!r}" for name, v in wrong.items()])

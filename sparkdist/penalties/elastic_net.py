@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sparkdist.penalties._base import Penalty, check_strengths
+from sparkdist.fields import not_negative, settle
+from sparkdist.penalties._base import Penalty
 
 __all__ = ["ElasticNet"]
 
@@ -23,4 +24,4 @@ class ElasticNet(Penalty):
     l2: float = 1e-3
 
     def __post_init__(self) -> None:
-        check_strengths("ElasticNet", l1=self.l1, l2=self.l2)
+        settle(self, l1=not_negative, l2=not_negative)

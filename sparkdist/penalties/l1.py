@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sparkdist.penalties._base import Penalty, check_strengths
+from sparkdist.fields import not_negative, settle
+from sparkdist.penalties._base import Penalty
 
 __all__ = ["L1"]
 
@@ -20,7 +21,7 @@ class L1(Penalty):
     strength: float = 1e-3
 
     def __post_init__(self) -> None:
-        check_strengths("L1", strength=self.strength)
+        settle(self, strength=not_negative)
 
     @property
     def l1(self) -> float:

@@ -9,9 +9,13 @@ from typing import NamedTuple
 from numpy.random import Generator
 
 from sparkdist.errors import InvalidCall
-from sparkdist.simulate.latency import Latency, Moment, as_latency, exponential, is_number
+from sparkdist.fields import not_negative, number, plain, settle
+from sparkdist.simulate.latency import Latency, Moment, as_latency, exponential
 
 __all__ = ["Conditions", "Deaths", "Network", "Service"]
+
+
+_bandwidth = number("a number of bytes a second > 0", lambda x: x > 1e-9)
 
 
 @dataclass(frozen=True)
@@ -30,11 +34,7 @@ class Network:
     bandwidth: float = inf
 
     def __post_init__(self) -> None:
-        problems = _problem_of_bandwidth(self.bandwidth)
-        if not is_number(self.latency):
-            problems.append(f"latency must be a finite number >= 0; it is {self.latency!r}")
-        if problems:
-            raise InvalidCall("Network", problems)
+        settle(self, latency=not_negative, bandwidth=_bandwidth)
 
     def seconds(self, n_bytes: int) -> float:
         """How long a message of so many bytes is on its way."""
@@ -59,8 +59,7 @@ class Service:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "_time", as_latency(self.seconds, "Service", "seconds"))
-        if problems := _problem_of_bandwidth(self.bandwidth):
-            raise InvalidCall("Service", problems)
+        settle(self, bandwidth=_bandwidth)
 
     def time(self, stream: Generator, at: Moment) -> float:
         """Return the seconds that a request takes, its bytes aside."""
@@ -88,7 +87,7 @@ class Deaths:
     _back: Latency = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        if not isinstance(self.every, Latency) and not is_number(self.every, 1e-9):
+        if not isinstance(self.every, Latency) and not 1e-9 <= plain(self.every) < inf:
             rule = "every must be a number of seconds > 0 or a latency"
             raise InvalidCall("Deaths", [f"{rule}; it is {self.every!r}"])
         every = self.every if isinstance(self.every, Latency) else exponential(self.every)
@@ -111,9 +110,3 @@ class Conditions(NamedTuple):
     network: Network
     service: Service
     deaths: Deaths | None
-
-
-def _problem_of_bandwidth(bandwidth: float) -> list[str]:
-    if bandwidth == inf or is_number(bandwidth, 1e-9):
-        return []
-    return [f"bandwidth must be a number of bytes a second > 0; it is {bandwidth!r}"]

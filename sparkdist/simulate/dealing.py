@@ -9,6 +9,7 @@ from numpy.typing import ArrayLike
 from scipy.sparse import csr_array, issparse
 
 from sparkdist.blocks import Block
+from sparkdist.fields import whole
 
 __all__ = ["deal"]
 
@@ -21,13 +22,14 @@ def deal(
         if workers not in (None, len(data)):
             problems.append(f"workers is {workers!r}; there is a block for each of {len(data)}")
         return data, [[part] for part in data]
-    if type(workers) is not int or workers < 1:
-        problems.append(f"workers is {workers!r}; it must be an integer >= 1")
+    try:
+        n_workers = whole(1)(workers)
+    except ValueError as error:
+        problems.append(f"workers {error}")
     if not isinstance(data, tuple) or len(data) not in (2, 3):
         problems.append("data must be (X, y) or (X, y, weight), or a list of a Block a worker")
     if problems:
         return [], []
-    assert workers is not None
     X, y, weight = _as_block(*data)
     if X.ndim != 2 or y.ndim != 1 or X.shape[0] != len(y) or weight.shape != y.shape:
         shapes = f"they are {X.shape}, {y.shape} and {weight.shape}"
@@ -35,7 +37,7 @@ def deal(
         return [], []
     if not len(y):
         problems.append("there are no rows")
-    edges = np.linspace(0, len(y), workers + 1).astype(int)
+    edges = np.linspace(0, len(y), n_workers + 1).astype(int)
     cuts = [slice(start, stop) for start, stop in zip(edges[:-1], edges[1:], strict=True)]
     return [Block(X, y, weight)], [[Block(X[cut], y[cut], weight[cut])] for cut in cuts]
 

@@ -11,12 +11,13 @@ from numpy.typing import ArrayLike
 from sparkdist.codecs import Codec
 from sparkdist.consistency import Consistency
 from sparkdist.errors import InvalidCall
+from sparkdist.fields import plain
 from sparkdist.problem import Penalty
 from sparkdist.result import Result
 from sparkdist.server.record import Event, Recorder
 from sparkdist.simulate.conditions import Conditions, Deaths, Network, Service
 from sparkdist.simulate.engine import Engine
-from sparkdist.simulate.latency import Latency, as_latency, is_number
+from sparkdist.simulate.latency import Latency, as_latency
 from sparkdist.simulate.replay import Replay
 from sparkdist.simulate.scene import Scene
 from sparkdist.simulate.training import Training
@@ -122,7 +123,7 @@ def simulate(
         clip, damping, batch_size, epochs, seed, options,
     )  # fmt: skip
     conditions = _conditions(latency, network, service, deaths)
-    if not (until == inf or is_number(until)) or type(points) is not int or points < 1:
+    if not plain(until) >= 0 or type(points) is not int or points < 1:
         problem = f"until is {until!r} and points {points!r}; they must be >= 0 and >= 1"
         raise InvalidCall("simulate", [problem])
     scene = Scene("simulate", objective, data, w0, workers, training, points)

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from math import inf
-from numbers import Real
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.random import Generator, SeedSequence
 
 from sparkdist.errors import InvalidCall
+from sparkdist.fields import not_negative, number, plain, settle
 
 __all__ = [
     "Latency",
@@ -21,7 +21,6 @@ __all__ = [
     "as_latency",
     "constant",
     "exponential",
-    "is_number",
     "lognormal",
     "pareto",
     "scaled",
@@ -56,7 +55,7 @@ class constant(Latency):
     seconds: float
 
     def __post_init__(self) -> None:
-        _check(self, seconds=0.0)
+        settle(self, seconds=not_negative)
 
     def draw(self, stream: Generator, at: Moment) -> float:
         """Return the seconds."""
@@ -70,7 +69,7 @@ class exponential(Latency):
     mean: float
 
     def __post_init__(self) -> None:
-        _check(self, mean=0.0)
+        settle(self, mean=not_negative)
 
     def draw(self, stream: Generator, at: Moment) -> float:
         """Return an exponential variable."""
@@ -85,11 +84,15 @@ class lognormal(Latency):
     sigma: float
 
     def __post_init__(self) -> None:
-        _check(self, median=0.0, sigma=0.0)
+        settle(self, median=not_negative, sigma=not_negative)
 
     def draw(self, stream: Generator, at: Moment) -> float:
         """Return a lognormal variable."""
         return self.median * float(np.exp(self.sigma * stream.standard_normal()))
+
+
+_shape = number("a finite number >= 0.001", lambda x: 1e-3 <= x < inf)
+_seconds = number("a number of seconds >= 0", lambda x: x >= 0)
 
 
 @dataclass(frozen=True)
@@ -104,7 +107,7 @@ class pareto(Latency):
     most: float = inf
 
     def __post_init__(self) -> None:
-        _check(self, least=0.0, shape=1e-3)
+        settle(self, least=not_negative, shape=_shape, most=_seconds)
         if not self.most >= self.least:
             problem = f"most must be at least {self.least:g}; it is {self.most!r}"
             raise InvalidCall("pareto", [problem])
@@ -136,7 +139,7 @@ class stragglers(Latency):
     median: float = 1.5
 
     def __post_init__(self) -> None:
-        _check(self, median=0.0)
+        settle(self, median=not_negative)
 
     def draw(self, stream: Generator, at: Moment) -> float:
         """Return the seconds of one worker in one round."""
@@ -154,6 +157,19 @@ def _intensity(seed: int, number: int) -> float:
     return float(stream.gamma(3.232, 0.451))
 
 
+def _row(values: Any) -> list[float]:
+    found = [plain(value) for value in values] if isinstance(values, Iterable) else []
+    if not found or not all(0 <= value < inf for value in found):
+        raise ValueError(f"must be finite numbers >= 0, at least one; it is {values!r:.80}")
+    return found
+
+
+def _rows(values: Any) -> list[list[float]]:
+    if not isinstance(values, Iterable) or not (rows := [_row(row) for row in values]):
+        raise ValueError(f"must be a list of numbers for each worker; it is {values!r:.80}")
+    return rows
+
+
 @dataclass(frozen=True)
 class trace(Latency):
     """What was measured: draw i of worker p is ``seconds[p][i]``; both begin again at the end."""
@@ -161,11 +177,7 @@ class trace(Latency):
     seconds: Sequence[Sequence[float]]
 
     def __post_init__(self) -> None:
-        rows = [list(map(float, row)) for row in self.seconds]
-        if not rows or not all(rows) or not all(0 <= s < inf for row in rows for s in row):
-            rule = "seconds must be a list for each worker, none empty, of finite numbers >= 0"
-            raise InvalidCall("trace", [rule])
-        object.__setattr__(self, "seconds", rows)
+        settle(self, seconds=_rows)
 
     def draw(self, stream: Generator, at: Moment) -> float:
         """Return the next one of this worker."""
@@ -185,9 +197,7 @@ class scaled(Latency):
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "latency", as_latency(self.latency, "scaled", "latency"))
-        if not len(self.factors) or not all(is_number(factor) for factor in self.factors):
-            rule = "factors must be finite numbers >= 0, at least one"
-            raise InvalidCall("scaled", [f"{rule}; they are {self.factors!r:.80}"])
+        settle(self, factors=_row)
 
     def draw(self, stream: Generator, at: Moment) -> float:
         """Return what the other one gives, slower or faster."""
@@ -205,23 +215,7 @@ def as_latency(value: Any, caller: str, name: str) -> Latency:
     """
     if isinstance(value, Latency):
         return value
-    if is_number(value):
-        return constant(float(value))
+    if 0 <= (seconds := plain(value)) < inf:
+        return constant(seconds)
     rule = "must be a number of seconds >= 0 or a latency, such as exponential(0.1)"
     raise InvalidCall(caller, [f"{name} {rule}; it is {value!r:.80}"])
-
-
-def is_number(value: Any, least: float = 0.0) -> bool:
-    """Whether it is a finite number of at least ``least``."""
-    real = isinstance(value, Real) and not isinstance(value, bool)
-    return real and least <= float(value) < inf
-
-
-def _check(latency: Latency, **least: float) -> None:
-    problems = [
-        f"{name} must be a finite number >= {low:g}; it is {getattr(latency, name)!r}"
-        for name, low in least.items()
-        if not is_number(getattr(latency, name), low)
-    ]
-    if problems:
-        raise InvalidCall(type(latency).__name__, problems)

@@ -10,12 +10,12 @@ from typing import Any
 from sparkdist import methods, registry
 from sparkdist.codecs import Codec
 from sparkdist.consistency import Consistency
-from sparkdist.errors import InvalidCall
+from sparkdist.fields import collect, read_fields
 from sparkdist.methods import Method
 from sparkdist.penalties import L1, L2, ElasticNet
 from sparkdist.problem import Penalty
 from sparkdist.updaters import Damping, Updater
-from sparkdist.workers import Worker
+from sparkdist.workers import Epochs, Worker
 
 __all__ = ["Training"]
 
@@ -67,11 +67,7 @@ class Training:
         return found
 
     def _problems(self) -> list[str]:
-        problems = []
-        for name in ("batch_size", "epochs", "seed"):
-            value, least = getattr(self, name), 0 if name == "seed" else 1
-            if type(value) is not int or value < least:
-                problems.append(f"{name} is {value!r}; it must be an integer >= {least}")
+        problems = read_fields(self, **Epochs.rules)
         if not isinstance(self.penalty, L1 | L2 | ElasticNet | None):
             rule = "it must be L2(...), L1(...) or ElasticNet(...)"
             problems.append(f"penalty is {self.penalty!r}; {rule}")
@@ -92,8 +88,6 @@ class Training:
             for name in self.options
             if name not in own
         ]
-        try:
+        with collect(problems):
             return make(**{name: value for name, value in self.options.items() if name in own})
-        except InvalidCall as error:
-            problems += error.problems
-            return registry.get(methods, "downpour")()
+        return registry.get(methods, "downpour")()

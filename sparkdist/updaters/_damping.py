@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from sparkdist.errors import InvalidCall
-from sparkdist.updaters import _check
+from sparkdist.fields import plain, positive, settle
 
 __all__ = ["Damping", "delay_adaptive", "scale_at"]
 
@@ -25,7 +25,7 @@ def scale_at(damping: Damping | None, delay: int) -> float:
     """
     if damping is None:
         return 1.0
-    scale = _check.plain(given := damping(delay))
+    scale = plain(given := damping(delay))
     if not 0 <= scale <= 1:
         name = getattr(damping, "__name__", type(damping).__name__)
         problem = f"the factor of delay {delay} must be a number from 0 to 1; it is {given!r}"
@@ -49,7 +49,7 @@ class delay_adaptive:
     bound: float = 1.0
 
     def __post_init__(self) -> None:
-        _check.settle(self, bound=_check.positive)
+        settle(self, bound=positive)
 
     def __call__(self, delay: int) -> float:
         return min(1.0, self.bound / delay) if delay > 0 else 1.0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import reprlib
-from collections.abc import Callable
 from dataclasses import dataclass
 from math import inf, sqrt
 from typing import Any
@@ -13,9 +12,8 @@ from numpy.typing import NDArray
 
 from sparkdist.blocks import Array
 from sparkdist.errors import InvalidCall
-from sparkdist.fields import read_fields
+from sparkdist.fields import not_negative, optional, positive, read_fields
 from sparkdist.updaters._base import State, Updater
-from sparkdist.updaters._check import not_negative, positive
 from sparkdist.updaters._damping import Damping, scale_at
 
 __all__ = ["Descent"]
@@ -71,10 +69,14 @@ class Descent:
     damping: Damping | None = None
 
     def __post_init__(self) -> None:
-        rules: dict[str, Callable[[Any], Any]] = {"l1": not_negative, "l2": not_negative}
-        optional = {"mask": _mask, "clip": positive, "damping": _damping}
-        rules |= {name: rule for name, rule in optional.items() if getattr(self, name) is not None}
-        problems = read_fields(self, **rules)
+        problems = read_fields(
+            self,
+            l1=not_negative,
+            l2=not_negative,
+            mask=optional(_mask),
+            clip=optional(positive),
+            damping=optional(_damping),
+        )
         if not isinstance(self.updater, Updater):
             rule = "updater must be a member of sparkdist.updaters, adagrad(0.1) for instance"
             problems.insert(0, f"{rule}; it is {self.updater!r}")

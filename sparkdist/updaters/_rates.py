@@ -11,7 +11,8 @@ from math import cos, inf, pi
 from typing import TypeAlias
 
 from sparkdist.errors import InvalidCall
-from sparkdist.updaters import _check
+from sparkdist.fields import not_negative, plain, positive, settle, share, whole
+from sparkdist.updaters._check import rate_or_schedule
 
 __all__ = [
     "Rate",
@@ -42,7 +43,7 @@ def rate_at(rate: Rate, t: int) -> float:
     if not callable(rate):
         return rate
     given = rate(t)
-    number = _check.plain(given)
+    number = plain(given)
     if not 0 <= number < inf:
         name = getattr(rate, "__name__", type(rate).__name__)
         problem = f"the rate of update {t} must be a finite number >= 0; it is {given!r}"
@@ -61,7 +62,7 @@ class constant:
     rate: float
 
     def __post_init__(self) -> None:
-        _check.settle(self, rate=_check.positive)
+        settle(self, rate=positive)
 
     def __call__(self, t: int) -> float:
         return self.rate
@@ -80,7 +81,7 @@ class inverse_time:
     decay: float
 
     def __post_init__(self) -> None:
-        _check.settle(self, rate=_check.positive, decay=_check.not_negative)
+        settle(self, rate=positive, decay=not_negative)
 
     def __call__(self, t: int) -> float:
         return self.rate / (1.0 + self.decay * t)
@@ -99,7 +100,7 @@ class step_decay:
     every: int
 
     def __post_init__(self) -> None:
-        _check.settle(self, rate=_check.positive, factor=_check.factor, every=_check.period)
+        settle(self, rate=positive, factor=share, every=whole(1))
 
     def __call__(self, t: int) -> float:
         return self.rate * self.factor ** (t // self.every)
@@ -121,8 +122,7 @@ class cosine:
     final: float = 0.0
 
     def __post_init__(self) -> None:
-        rules = {"rate": _check.positive, "steps": _check.period, "final": _check.not_negative}
-        _check.settle(self, **rules)
+        settle(self, rate=positive, steps=whole(1), final=not_negative)
 
     def __call__(self, t: int) -> float:
         if t >= self.steps:
@@ -151,8 +151,7 @@ class warmup:
     start: float = 0.0
 
     def __post_init__(self) -> None:
-        target, steps, start = _check.rate_or_schedule, _check.count, _check.not_negative
-        _check.settle(self, target=target, steps=steps, start=start)
+        settle(self, target=rate_or_schedule, steps=whole(0), start=not_negative)
 
     def __call__(self, t: int) -> float:
         if t >= self.steps:
@@ -183,7 +182,7 @@ class linear_scaling:
     warmup_steps: int = 0
 
     def __post_init__(self) -> None:
-        _check.settle(self, rate=_check.positive, k=_check.positive, warmup_steps=_check.count)
+        settle(self, rate=positive, k=positive, warmup_steps=whole(0))
 
     def __call__(self, t: int) -> float:
         return warmup(self.rate * self.k, self.warmup_steps, start=self.rate)(t)

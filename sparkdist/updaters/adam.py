@@ -9,8 +9,9 @@ from typing import NamedTuple
 import numpy as np
 
 from sparkdist.blocks import Array
-from sparkdist.updaters import _check
+from sparkdist.fields import below_1, settle
 from sparkdist.updaters._base import State, Updater
+from sparkdist.updaters._check import divisor, rate_or_schedule
 from sparkdist.updaters._rates import Rate, rate_at
 
 __all__ = ["adam"]
@@ -43,8 +44,7 @@ class adam(Updater):
     epsilon: float = 1e-8
 
     def __post_init__(self) -> None:
-        rate, below_1, epsilon = _check.rate_or_schedule, _check.below_1, _check.divisor
-        _check.settle(self, rate=rate, beta1=below_1, beta2=below_1, epsilon=epsilon)
+        settle(self, rate=rate_or_schedule, beta1=below_1, beta2=below_1, epsilon=divisor)
 
     def init(self, w: Array) -> State:
         """No gradient yet."""

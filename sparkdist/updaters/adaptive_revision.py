@@ -8,8 +8,9 @@ from typing import NamedTuple
 import numpy as np
 
 from sparkdist.blocks import Array
-from sparkdist.updaters import _check
+from sparkdist.fields import settle
 from sparkdist.updaters._base import State, Updater
+from sparkdist.updaters._check import divisor, rate_or_schedule
 from sparkdist.updaters._rates import Rate, rate_at
 
 __all__ = ["adaptive_revision"]
@@ -55,7 +56,7 @@ class adaptive_revision(Updater):
     rate_scales_step = False
 
     def __post_init__(self) -> None:
-        _check.settle(self, rate=_check.rate_or_schedule, initial=_check.divisor)
+        settle(self, rate=rate_or_schedule, initial=divisor)
 
     def init(self, w: Array) -> State:
         """No gradient yet."""

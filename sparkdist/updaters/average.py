@@ -7,8 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from sparkdist.blocks import Array
-from sparkdist.updaters import _check
+from sparkdist.fields import settle
 from sparkdist.updaters._base import State, Updater
+from sparkdist.updaters._check import rate_or_schedule
 from sparkdist.updaters._rates import Rate, rate_at
 
 __all__ = ["average"]
@@ -36,7 +37,7 @@ class average(Updater):
     takes_gradients = False
 
     def __post_init__(self) -> None:
-        _check.settle(self, rate=_check.rate_or_schedule)
+        settle(self, rate=rate_or_schedule)
 
     def init(self, w: Array) -> State:
         """Nothing is remembered."""

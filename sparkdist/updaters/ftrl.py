@@ -9,8 +9,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from sparkdist.blocks import Array
-from sparkdist.updaters import _check
+from sparkdist.fields import not_negative, positive, settle
 from sparkdist.updaters._base import State, Updater
+from sparkdist.updaters._check import divisor
 
 __all__ = ["ftrl"]
 
@@ -58,8 +59,7 @@ class ftrl(Updater):
     rate_scales_step = False
 
     def __post_init__(self) -> None:
-        penalty = {"l1": _check.not_negative, "l2": _check.not_negative}
-        _check.settle(self, rate=_check.positive, beta=_check.divisor, **penalty)
+        settle(self, rate=positive, beta=divisor, l1=not_negative, l2=not_negative)
 
     @property
     def penalises(self) -> bool:

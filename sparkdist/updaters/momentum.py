@@ -9,8 +9,9 @@ from typing import NamedTuple
 import numpy as np
 
 from sparkdist.blocks import Array
-from sparkdist.updaters import _check
+from sparkdist.fields import below_1, settle
 from sparkdist.updaters._base import State, Updater
+from sparkdist.updaters._check import rate_or_schedule
 from sparkdist.updaters._rates import Rate, rate_at
 
 __all__ = ["momentum"]
@@ -46,7 +47,7 @@ class momentum(Updater):
     momentum: float = 0.9
 
     def __post_init__(self) -> None:
-        _check.settle(self, rate=_check.rate_or_schedule, momentum=_check.below_1)
+        settle(self, rate=rate_or_schedule, momentum=below_1)
 
     def init(self, w: Array) -> State:
         """At rest."""

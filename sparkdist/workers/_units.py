@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sparkdist.blocks import Array, Block
 from sparkdist.client import Gradient
+from sparkdist.fields import Rule, settle, whole
 from sparkdist.objectives import Objective
 from sparkdist.workers._base import Worker
 from sparkdist.workers._batches import Batches
@@ -18,13 +20,27 @@ from sparkdist.workers.downpour import downpour
 __all__ = ["BlockUnits", "CutUnits", "Epochs"]
 
 
-class Epochs(NamedTuple):
-    """How rows are cut into batches, and by which worker batches are cut into units."""
+@dataclass(frozen=True)
+class Epochs:
+    """How rows are cut into batches, and by which worker batches are cut into units.
+
+    Raises
+    ------
+    InvalidCall
+        With what is wrong with the numbers.
+    """
 
     batch_size: int
     epochs: int
     seed: int
     worker: Worker = downpour()
+
+    rules: ClassVar[Mapping[str, Rule]] = {
+        "batch_size": whole(1), "epochs": whole(1), "seed": whole(0),
+    }  # fmt: skip
+
+    def __post_init__(self) -> None:
+        settle(self, **self.rules)
 
 
 class CutUnits:

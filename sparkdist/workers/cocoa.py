@@ -13,6 +13,7 @@ from sparkdist.blocks import Array, Block, Matrix
 from sparkdist.client import Gradient
 from sparkdist.consistency import bsp
 from sparkdist.errors import InvalidCall
+from sparkdist.fields import optional, positive, settle, share, whole
 from sparkdist.objectives import Hinge
 from sparkdist.updaters import sgd
 from sparkdist.workers._base import Cuts, UnitWorker, Whole
@@ -61,15 +62,7 @@ class cocoa(UnitWorker):
     own_penalty: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        problems = []
-        if type(self.rounds) is not int or self.rounds < 1:
-            problems.append(f"rounds is {self.rounds!r}; it must be an integer >= 1")
-        if not 0 < self.gamma <= 1:
-            problems.append(f"gamma must be above 0 and at most 1; it is {self.gamma!r}")
-        if self.sigma is not None and not self.sigma > 0:
-            problems.append(f"sigma must be above 0, or None; it is {self.sigma!r}")
-        if problems:
-            raise InvalidCall("cocoa", problems)
+        settle(self, rounds=whole(1), gamma=share, sigma=optional(positive))
 
     def part_of(self, whole: Whole) -> cocoa:
         """Return the loop that knows strength of the penalty, weight of all rows and workers."""

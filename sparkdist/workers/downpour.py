@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from sparkdist.blocks import Array
 from sparkdist.client import Gradient, ParameterClient
-from sparkdist.errors import InvalidCall
+from sparkdist.fields import not_negative, settle, whole
 from sparkdist.workers._base import Cuts, Units, Worker, merged
 
 __all__ = ["downpour"]
@@ -42,15 +42,7 @@ class downpour(Worker):
     rate: float = 0.0
 
     def __post_init__(self) -> None:
-        problems = [
-            f"{name} is {value!r}; it must be an integer >= 1"
-            for name, value in (("n_push", self.n_push), ("n_fetch", self.n_fetch))
-            if type(value) is not int or value < 1
-        ]
-        if not (isinstance(self.rate, int | float) and self.rate >= 0):
-            problems.append(f"local_rate is {self.rate!r}; it must be 0 or more")
-        if problems:
-            raise InvalidCall("downpour", problems)
+        settle(self, n_push=whole(1), n_fetch=whole(1), rate=not_negative)
 
     def misfits(self, *, in_rounds: bool, takes_gradients: bool) -> list[str]:
         """Refuse to fetch less often than to push: a round takes gradients of its own version."""

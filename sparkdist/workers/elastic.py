@@ -10,8 +10,9 @@ import numpy as np
 
 from sparkdist.blocks import Array
 from sparkdist.client import Answer, Gradient, ParameterClient
-from sparkdist.errors import InvalidCall
+from sparkdist.fields import below_1, settle, share, whole
 from sparkdist.updaters import Rate
+from sparkdist.updaters._check import rate_or_schedule
 from sparkdist.updaters._rates import rate_at
 from sparkdist.workers._base import Cuts, Units, Worker, merged
 
@@ -59,17 +60,7 @@ class elastic(Worker):
     differences: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        problems = []
-        if not 0 < self.alpha <= 1:
-            problems.append(f"alpha must be above 0 and at most 1; it is {self.alpha!r}")
-        if not (callable(self.rate) or self.rate > 0):
-            problems.append(f"rate must be above 0; it is {self.rate!r}")
-        if not (isinstance(self.tau, int) and self.tau >= 1):
-            problems.append(f"tau must be an integer >= 1; it is {self.tau!r}")
-        if not 0 <= self.momentum < 1:
-            problems.append(f"momentum must be at least 0 and below 1; it is {self.momentum!r}")
-        if problems:
-            raise InvalidCall("elastic", problems)
+        settle(self, alpha=share, rate=rate_or_schedule, tau=whole(1), momentum=below_1)
 
     def penalised(self, l1: float, l2: float, mask: Any) -> elastic:
         """Return the loop whose steps go down the penalty as well."""

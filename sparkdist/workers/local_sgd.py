@@ -12,6 +12,7 @@ import numpy as np
 from sparkdist.blocks import Array
 from sparkdist.client import Gradient
 from sparkdist.errors import InvalidCall
+from sparkdist.fields import flag, settle, whole
 from sparkdist.objectives import Objective
 from sparkdist.updaters import Descent, State, Updater, sgd
 from sparkdist.workers._base import Cuts, Units, UnitWorker, Whole
@@ -65,20 +66,12 @@ class local_sgd(UnitWorker):
     own_penalty: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
+        settle(self, steps=_steps, inner=_inner, warm=whole(0), ensemble=flag)
         problems = []
-        words = ("epoch", "all")
-        if self.steps not in words and (type(self.steps) is not int or self.steps < 1):
-            rule = "it must be an integer >= 1, 'epoch' or 'all'"
-            problems.append(f"steps is {self.steps!r}; {rule}")
-        if type(self.warm) is not int or self.warm < 0:
-            problems.append(f"warm is {self.warm!r}; it must be an integer >= 0")
-        elif self.warm and self.steps == "epoch":
+        if self.warm and self.steps == "epoch":
             problems.append("warm is for pushes after a number of steps, and not after epochs")
         if self.ensemble and (self.steps, self.warm) != ("all", 0):
             problems.append("ensemble is for models that are averaged once, with steps='all'")
-        if not (isinstance(self.inner, Updater) and self.inner.takes_gradients):
-            rule = "it must be one of sparkdist.updaters that takes gradients"
-            problems.append(f"inner is {self.inner!r}; {rule}")
         if problems:
             raise InvalidCall("local_sgd", problems)
 
@@ -124,6 +117,22 @@ class local_sgd(UnitWorker):
         """
         kept = [state for _, state in sorted(states.items()) if state[0] > 0]
         return np.array([state[0] for state in kept]), [state[1:] for state in kept]
+
+
+def _steps(value: object) -> int | str:
+    if isinstance(value, str) and value in ("epoch", "all"):
+        return value
+    try:
+        return whole(1)(value)
+    except ValueError:
+        rule = "must be a whole number >= 1, 'epoch' or 'all'"
+        raise ValueError(f"{rule}; it is {value!r}") from None
+
+
+def _inner(value: object) -> Updater:
+    if isinstance(value, Updater) and value.takes_gradients:
+        return value
+    raise ValueError(f"must be one of sparkdist.updaters that takes gradients; it is {value!r}")
 
 
 class _Local:

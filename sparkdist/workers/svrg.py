@@ -12,6 +12,7 @@ from sparkdist.blocks import Array
 from sparkdist.client import Gradient
 from sparkdist.consistency import bsp
 from sparkdist.errors import InvalidCall
+from sparkdist.fields import positive, settle
 from sparkdist.updaters import sgd
 from sparkdist.workers._base import Cuts, Units, UnitWorker, Whole, merged
 
@@ -51,8 +52,7 @@ class svrg(UnitWorker):
     own_penalty: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        if not (isinstance(self.rate, int | float) and self.rate > 0):
-            raise InvalidCall("svrg", [f"rate must be a number above 0; it is {self.rate!r}"])
+        settle(self, rate=positive)
 
     def part_of(self, whole: Whole) -> svrg:
         """Return the loop whose gradients are those of loss and penalty."""

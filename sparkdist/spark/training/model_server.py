@@ -16,6 +16,7 @@ from sparkdist.blocks import Array
 from sparkdist.codecs import Codec
 from sparkdist.consistency import Consistency, asp
 from sparkdist.errors import InvalidCall
+from sparkdist.fields import collect
 from sparkdist.layout import Layout, Model, type_of
 from sparkdist.objectives import Objective
 from sparkdist.penalties import Penalty
@@ -41,7 +42,7 @@ from sparkdist.spark.training.training_plan import (
 )
 from sparkdist.spark.training.units import BlockWork, RowWork
 from sparkdist.updaters import Damping, Descent, Updater, adagrad
-from sparkdist.workers import Epochs, Whole, Worker, downpour, share_penalty
+from sparkdist.workers import Whole, Worker, downpour, share_penalty
 
 __all__ = ["ModelServer"]
 
@@ -233,13 +234,14 @@ class ModelServer(Face):
         )
         problems += _several_reads(self._updater, worker)
         problems += unrepeatable(worker) if self._stays else []
-        plan = TrainingPlan(Epochs(batch_size, epochs, seed, worker), patience)
-        if problems := plan.problems() + problems + problems_of_data(data, objective):
+        with collect(problems):
+            plan = TrainingPlan(batch_size, epochs, seed, worker, patience)
+        if problems := problems + problems_of_data(data, objective):
             raise InvalidCall("train", problems)
         own_rows = isinstance(data, RDD) and takes_rows(objective)
         with ExitStack() as stack:
             dataset = None if own_rows else as_dataset(data, stack)
-            total = None if dataset is None else dataset.n_rows * epochs
+            total = None if dataset is None else dataset.n_rows * plan.epochs
             bar = stack.enter_context(TrainingProgress(progress, total, self._serving.page_once))
             watch = Watch(bar, callback)
             if dataset is None:
@@ -257,7 +259,7 @@ class ModelServer(Face):
         handles = self._serving.fit_to_slots(data.handles)
         of_all = {"n_workers": handles.getNumPartitions(), "n_rows": data.n_rows}
         loop = self._loop(plan, loss.biases, objective=loss, weight=data.weight_sum, **of_all)
-        make_units = BlockWork(loss, self._w.dtype.str, plan.epochs)
+        make_units = BlockWork(loss, self._w.dtype.str, plan)
         self._serving.run(handles, make_units, loop, plan.named(data.n_rows), watch)
         problem = Problem(loss, self._layout, self._w, self._mask, self._l1, self._l2)
         return of_objective(self._serving, problem, data, watch, loop.worker.ensemble)
@@ -268,14 +270,14 @@ class ModelServer(Face):
         rows = self._serving.fit_to_slots(rows)
         of_all = {"n_workers": rows.getNumPartitions(), "n_rows": 0}
         loop = self._loop(plan, (), objective=gradient, weight=0.0, **of_all)
-        make_units = RowWork(gradient, self._layout, self._w.dtype.str, plan.epochs)
+        make_units = RowWork(gradient, self._layout, self._w.dtype.str, plan)
         self._serving.run(rows, make_units, loop, plan.named(None), watch)
         penalty = (self._l1, self._l2, self._mask)
         return of_rows(self._serving, make_units, rows, self._layout, penalty, watch)
 
     def _loop(self, plan: TrainingPlan, biases: Sequence[str], **of_data: Any) -> Loop:
         """What each worker does, with its part of the penalty, and what it has to remember."""
-        worker = self._agree_on_penalty(plan.epochs.worker, biases)
+        worker = self._agree_on_penalty(plan.worker, biases)
         whole = Whole(
             **of_data,
             consistency=self._consistency,
@@ -290,7 +292,7 @@ class ModelServer(Face):
         numbers = worker.state_size(size)
         if self._codec is not None:
             on_host = self._memory == "host" and not self._codec.rebuildable
-            coding = Coding(self._codec, size, dtype, plan.epochs.seed, on_host)
+            coding = Coding(self._codec, size, dtype, plan.seed, on_host)
             if not on_host:
                 numbers += sum(part.size for part in self._codec.init(size, dtype))
         return Loop(worker, plan.patience, 8 * numbers, coding)

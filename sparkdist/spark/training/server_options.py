@@ -13,6 +13,7 @@ from pyspark import SparkConf
 
 from sparkdist.blocks import Array
 from sparkdist.errors import InvalidCall
+from sparkdist.fields import flag, positive, read_fields, whole
 from sparkdist.server.checkpoint import holds_checkpoints, read_newest
 from sparkdist.server.rules import Rule
 from sparkdist.spark.network import encryption_of, ports_of
@@ -43,13 +44,10 @@ class ServerOptions:
 
     def problems(self) -> list[str]:
         """Find what is wrong with them: a sentence for each problem."""
-        problems = []
+        rules = {"restarts": whole(0), "skip_not_finite": flag, "plaintext": flag}
+        problems = read_fields(self, seconds=positive, **rules)
         if self.checkpoint not in _CHECKPOINTS:
             problems.append(f"checkpoint is {self.checkpoint!r}; it must be one of {_CHECKPOINTS}")
-        if not (isinstance(self.seconds, int | float) and self.seconds > 0):
-            problems.append(f"seconds is {self.seconds!r}; it must be more than 0")
-        if type(self.restarts) is not int or self.restarts < 0:
-            problems.append(f"restarts is {self.restarts!r}; it must be an integer >= 0")
         ports_of(self.port, problems)
         problems += problems_of_record(self.record, self.resume)
         return problems + self._problems_of_places()

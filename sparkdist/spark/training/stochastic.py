@@ -9,7 +9,7 @@ from typing import Any
 from scipy.optimize import OptimizeResult
 
 from sparkdist import methods, registry
-from sparkdist.errors import InvalidCall
+from sparkdist.fields import collect
 from sparkdist.layout import type_of
 from sparkdist.problem import Problem
 from sparkdist.result import Result
@@ -17,7 +17,6 @@ from sparkdist.spark.data.dataset import Dataset
 from sparkdist.spark.training.model_server import ModelServer
 from sparkdist.spark.training.server_options import ServerOptions
 from sparkdist.spark.training.training_plan import TrainingPlan
-from sparkdist.workers import Epochs, downpour
 
 __all__ = ["NAMES", "descend", "find_problems_of_options"]
 
@@ -56,16 +55,12 @@ def _problems_of_values(method: str, options: Mapping[str, Any]) -> list[str]:
         return {name: options[name] for name in known if name in options}
 
     make, problems = registry.get(methods, method), list[str]()
-    try:
+    with collect(problems):
         make(**given(inspect.signature(make).parameters))
-    except InvalidCall as error:
-        problems += error.problems
-    except TypeError as error:  # something else where a number is compared
-        problems.append(f"{method}: an option is of the wrong type: {error}")
     problems += ServerOptions(**given(ServerOptions.__dataclass_fields__)).problems()
-    numbers = {"batch_size": 64, "epochs": 1, "seed": 0} | given(("batch_size", "epochs", "seed"))
-    plan = TrainingPlan(Epochs(**numbers, worker=downpour()), options.get("patience", 300.0))
-    return problems + plan.problems()
+    with collect(problems):
+        TrainingPlan(**{"batch_size": 64, "epochs": 1, "seed": 0} | given(TrainingPlan.rules))
+    return problems
 
 
 def descend(

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from pyspark import RDD
 
-from sparkdist.errors import InvalidCall
+from sparkdist.fields import Rule, collect, number
 from sparkdist.layout import Layout
 from sparkdist.objectives import Objective
 from sparkdist.spark.data import given
@@ -26,37 +27,36 @@ __all__ = [
 
 
 @dataclass(frozen=True)
-class TrainingPlan:
-    """The numbers of a call of ``train``."""
+class TrainingPlan(Epochs):
+    """The numbers of a call of ``train``: beside the epochs, for how long a worker asks in vain."""
 
-    epochs: Epochs
-    patience: float
+    patience: float = 300.0
 
-    def problems(self) -> list[str]:
-        """Find what is wrong with them: a sentence for each problem."""
-        whole = self.epochs._asdict()
-        del whole["worker"]
-        problems = [
-            f"{name} is {value!r}; it must be an integer >= {least}"
-            for name, value in whole.items()
-            for least in (0 if name == "seed" else 1,)
-            if type(value) is not int or value < least
-        ]
-        if not (isinstance(self.patience, int | float) and self.patience > 0):
-            problems.append(f"patience is {self.patience!r}; it must be more than 0")
-        return problems
+    rules: ClassVar[Mapping[str, Rule]] = {
+        **Epochs.rules,
+        "patience": number("a number of seconds > 0", lambda x: x > 0),
+    }
 
     def named(self, n_rows: int | None) -> dict[str, Any]:
         """Return what decides which batch is which."""
-        return {**self.epochs._asdict(), "worker": repr(self.epochs.worker), "rows": n_rows}
+        return {
+            "batch_size": self.batch_size,
+            "epochs": self.epochs,
+            "seed": self.seed,
+            "worker": repr(self.worker),
+            "rows": n_rows,
+        }
 
 
 def worker_of(worker: Any, *of_downpour: Any) -> tuple[Worker, list[str]]:
     """Return the worker loop, downpour where none is given, and what is wrong with it."""
-    try:
+    problems: list[str] = []
+    with collect(problems):
         own = downpour(*of_downpour)
-    except InvalidCall as error:
-        return downpour(), list(error.problems)
+    if problems:
+        rate = "rate "  # of downpour, which has no other
+        told = [f"local_{one}" if one.startswith(rate) else one for one in problems]
+        return downpour(), told
     if worker is None:
         return own, []
     if not isinstance(worker, Worker):
