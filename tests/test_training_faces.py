@@ -92,6 +92,23 @@ def test_downpour_on_a_dataframe_comes_near_the_minimum(spark: SparkSession, row
     assert result.counts["applied"] == result.nfev == result.nit
 
 
+def test_train_names_the_columns_of_a_dataframe(spark: SparkSession, rows: Block) -> None:
+    """One batch is the whole of a worker's rows: SGD's step is -rate F'(0), weights and all."""
+    weight = 1.0 + np.arange(N) % 3
+    df = spark.createDataFrame(
+        [(*x.tolist(), float(y), float(w)) for x, y, w in zip(rows.X, rows.y, weight, strict=True)],
+        [*(f"x{i}" for i in range(D)), "clicked", "times"],
+    ).repartition(1)
+    columns = {"features": [f"x{i}" for i in range(D)], "label": "clicked", "weight": "times"}
+    with ModelServer(np.zeros(D), updater=sgd(1.0), consistency=bsp()) as server:
+        server.train(df, "logistic", batch_size=N, progress=False, **columns)
+        found = server.model
+        with pytest.raises(InvalidCall, match="label can only be given with a DataFrame"):
+            server.train(df.rdd, "logistic", label="clicked")
+    gradient = rows.X.T @ (weight * (0.5 - rows.y)) / weight.sum()  # the slope at 0 is 1/2 - y
+    assert_allclose(found, -gradient, rtol=1e-12)
+
+
 def test_a_network_starts_from_its_own_draw_and_its_biases_are_free(data: Dataset) -> None:
     network = MLP([D, 3, 2])
     # After no step at all the penalty would draw every parameter towards 0 but the biases.

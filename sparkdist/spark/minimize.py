@@ -30,7 +30,7 @@ from sparkdist.progress import Progress
 from sparkdist.result import Result
 from sparkdist.solving import Solving
 from sparkdist.spark.data.dataset import Dataset
-from sparkdist.spark.data.given import as_dataset, problems_of_data
+from sparkdist.spark.data.given import as_dataset, named_columns, problems_of_data
 from sparkdist.spark.data.sources import refuse_connect
 from sparkdist.spark.engines.aggregate import AggregateEngine
 from sparkdist.spark.engines.resident import IDLE, ResidentEngine, what_speaks_against
@@ -143,7 +143,7 @@ def minimize(
     """
     began = time.perf_counter()
     refuse_connect(data)
-    columns = _named(features=features, label=label, weight=weight)
+    columns = named_columns(features=features, label=label, weight=weight)
     loss, problems = _objective_or_problems(objective, w0)
     problems += find_problems(
         loss, method, penalty, bounds, options, tol=tol, max_iter=max_iter, on_server=NAMES
@@ -189,11 +189,6 @@ def _engine_problems(engine: Any, data: Any) -> list[str]:
     return (
         [] if engine in known else [f"there is no engine {engine!r}; there are {', '.join(known)}"]
     )
-
-
-def _named(**columns: Any) -> dict[str, Any]:
-    """Those that were given."""
-    return {role: name for role, name in columns.items() if name is not None}
 
 
 def _early_seat(engine: Any, method: str, data: Any, stack: ExitStack) -> Seat | None:

@@ -12,7 +12,12 @@ from pyspark.sql import DataFrame
 from sparkdist.spark.data.dataset import Dataset
 from sparkdist.spark.data.sources import describe
 
-__all__ = ["as_dataset", "problems_of_data"]
+__all__ = ["as_dataset", "named_columns", "problems_of_data"]
+
+
+def named_columns(**columns: Any) -> dict[str, Any]:
+    """Return the columns that were named, by their role."""
+    return {role: name for role, name in columns.items() if name is not None}
 
 
 def problems_of_data(data: Any, columns: Mapping[str, Any] | None = None) -> list[str]:

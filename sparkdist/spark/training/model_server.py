@@ -26,7 +26,7 @@ from sparkdist.result import Result
 from sparkdist.server.coded import rule_of
 from sparkdist.server.rules import MeanGradient
 from sparkdist.spark.data.dataset import Dataset
-from sparkdist.spark.data.given import as_dataset
+from sparkdist.spark.data.given import as_dataset, named_columns
 from sparkdist.spark.data.sources import describe, refuse_connect
 from sparkdist.spark.training.outcome import of_objective, of_rows
 from sparkdist.spark.training.server_options import ServerOptions
@@ -176,6 +176,9 @@ class ModelServer(Face):
         data: Dataset | DataFrame | RDD[Any],
         objective: Any,
         *,
+        features: str | Sequence[str] | None = None,
+        label: str | None = None,
+        weight: str | None = None,
         batch_size: int = 64,
         epochs: int = 1,
         seed: int = 0,
@@ -201,6 +204,8 @@ class ModelServer(Face):
             :func:`minimize`.  Or, with two parameters, ``gradient(model, rows)``, which returns
             the sum of the gradients of a list of rows, in the shape of the model, or the pair
             (loss_sum, grad_sum).
+        features, label, weight
+            Columns of a DataFrame, as in :func:`minimize`.
         batch_size, epochs, seed
             Each epoch of a worker is a permutation of its rows, cut into batches.
         n_fetch, n_push, local_rate
@@ -236,11 +241,12 @@ class ModelServer(Face):
         problems += unrepeatable(worker) if self._stays else []
         with collect(problems):
             plan = TrainingPlan(batch_size, epochs, seed, worker, patience)
-        if problems := problems + problems_of_data(data, objective):
+        columns = named_columns(features=features, label=label, weight=weight)
+        if problems := problems + problems_of_data(data, objective, columns):
             raise InvalidCall("train", problems)
         own_rows = isinstance(data, RDD) and takes_rows(objective)
         with ExitStack() as stack:
-            dataset = None if own_rows else as_dataset(data, stack)
+            dataset = None if own_rows else as_dataset(data, stack, columns)
             total = None if dataset is None else dataset.n_rows * plan.epochs
             bar = stack.enter_context(TrainingProgress(progress, total, self._serving.page_once))
             watch = Watch(bar, callback)

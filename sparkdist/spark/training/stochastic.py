@@ -25,7 +25,7 @@ NAMES = registry.names(methods)
 #: Parameters with one of their own at the front door, and those of the method ``downpour``.
 _NOT_OPTIONS = {
     "self", "model", "penalty", "unpenalized", "data", "objective", "callback", "progress",
-    "worker", "n_fetch", "n_push", "local_rate",
+    "worker", "n_fetch", "n_push", "local_rate", "features", "label", "weight",
 }  # fmt: skip
 
 

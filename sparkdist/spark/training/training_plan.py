@@ -74,9 +74,9 @@ def unrepeatable(worker: Worker) -> list[str]:
     return [f"{rule}: {cure}, or a dataclass of your own; the worker is {worker!r}"]
 
 
-def problems_of_data(data: Any, objective: Any) -> list[str]:
+def problems_of_data(data: Any, objective: Any, columns: Mapping[str, Any]) -> list[str]:
     """Find what is wrong with the data, and what does not go with the objective."""
-    if problems := given.problems_of_data(data):
+    if problems := given.problems_of_data(data, columns):
         return problems
     if not isinstance(data, RDD) and takes_rows(objective):
         return ["gradient(model, rows) is for an RDD; of a dataset f(w, X, y) gets arrays"]
