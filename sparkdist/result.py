@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import math
 from dataclasses import asdict, dataclass, field
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -12,7 +13,7 @@ from scipy.optimize import OptimizeResult
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["History", "Result", "TrainingHistory", "plotting"]
+__all__ = ["SEEN", "History", "Result", "TrainingHistory", "end_of_epochs", "plotting"]
 
 
 @dataclass
@@ -164,6 +165,20 @@ class Result(OptimizeResult):  # type: ignore[misc]  # SciPy has no types
         """Draw the run; see :meth:`History.plot` and :meth:`TrainingHistory.plot`."""
         after = f"{self.nfev:,} pushes" if "staleness" in self else f"{self.passes} passes"
         return self.history.plot(f"{self.method}: {self.fun:.8g} after {after}")
+
+
+#: Status and message of a run that has seen every row in every epoch.
+SEEN = 0, "every row has been seen in every epoch"
+
+
+def end_of_epochs(fun: float, start: float) -> tuple[int, str]:
+    """The same for a run whose objective is known, now and at its start: it may have diverged."""
+    if math.isfinite(fun) and fun <= start + 1e-9 * abs(start):  # sums differ by their order
+        return SEEN
+    return 3, (
+        f"the objective is {fun:.6g}, and was {start:.6g} at the start: lower the rate, or bring"
+        " the features to similar scales"
+    )
 
 
 def plotting() -> ModuleType:

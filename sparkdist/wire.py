@@ -38,6 +38,8 @@ __all__ = [
     "CODE",
     "CONTENT_TYPE",
     "HEADER_LIMIT",
+    "MOST",
+    "NOT_FINITE",
     "PRELUDE_BYTES",
     "STATE",
     "Entry",
@@ -60,6 +62,8 @@ PRELUDE_BYTES = 32
 CODE = "~code"
 #: Name of the array, the last of its frame, in which the state of a worker travels.
 STATE = "~worker"
+#: Largest number in a header, so that sums of them are finite; and what a loss is called beyond.
+MOST, NOT_FINITE = 1e300, "not finite"
 
 _PRELUDE = struct.Struct("<4sHHIIQQ")
 _MAGIC, _VERSION = b"SPKD", 1

@@ -27,7 +27,7 @@ from sparkdist.server.incoming import read_body
 from sparkdist.server.rules import MeanGradient
 from sparkdist.server.store import Store
 from sparkdist.updaters import Descent, sgd
-from sparkdist.wire import CONTENT_TYPE, decode, encode, entries_of
+from sparkdist.wire import CONTENT_TYPE, NOT_FINITE, decode, encode, entries_of
 
 TOKEN = "0123456789abcdef" * 4
 HOST = "127.0.0.1:4711"
@@ -516,6 +516,25 @@ def test_r22_what_is_not_finite_never_enters_the_model(server, bad):
     assert server.store.version == 0 and not server.store.parameters()[1].any()
 
 
+def test_r22_a_loss_that_is_not_finite_is_refused_as_its_gradient_would_be(server):
+    """squared, far off: r^2 overflows, and r, the gradient, does not."""
+    response = server.ask("POST", "/v1/push", push_of(1.0, loss=NOT_FINITE))
+    assert (response.status_code, error_of(response)) == (422, "gradient")
+    message = response.json["message"]
+    assert message.startswith(
+        "partition 0, push 0: the loss is NaN or infinite; if it has diverged"
+    )
+    assert server.store.version == 0
+    assert server.store.status()["counts"] == {"received": 1, "rejected_not_finite": 1}
+
+
+@pytest.mark.parametrize("bad", ["nan", 2e300, -2e300, True])
+def test_a_loss_that_is_no_number_is_no_push(server, bad):
+    response = server.ask("POST", "/v1/push", push_of(1.0, loss=bad))
+    assert (response.status_code, error_of(response)) == (400, "frame")
+    assert server.store.status()["counts"] == {}
+
+
 def test_r22_an_overflow_and_a_weight_of_zero_never_enter_the_model(server):
     huge = push_of(1.7e308, weight=1e-3, server=server)
     for body in (huge, push_of(weight=0, server=server)):
@@ -566,9 +585,10 @@ def test_r35_the_room_of_a_body_is_given_back_whatever_becomes_of_it(monkeypatch
         assert server.ask("POST", "/v1/push", body).status_code in (400, 422)
 
 
-def test_r22_what_is_not_finite_is_skipped_on_request():
+@pytest.mark.parametrize("bad", [{"value": np.nan}, {"loss": NOT_FINITE}], ids=str)
+def test_r22_what_is_not_finite_is_skipped_on_request(bad):
     server = serve(skip=True)
-    response = server.ask("POST", "/v1/push", push_of(np.nan, server=server))
+    response = server.ask("POST", "/v1/push", push_of(server=server, **bad))
     fields = decode(response.data).fields
     assert (response.status_code, fields["status"], fields["next"]) == (200, "skipped", 1)
     assert not server.store.parameters()[1].any()

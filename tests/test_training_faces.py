@@ -92,6 +92,49 @@ def test_downpour_on_a_dataframe_comes_near_the_minimum(spark: SparkSession, row
     assert result.counts["applied"] == result.nfev == result.nit
 
 
+@pytest.mark.parametrize("face", ["objective", "rows"])
+def test_a_run_that_diverges_is_no_success_and_says_what_to_do(
+    data: Dataset, spark: SparkSession, rows: Block, face: str
+) -> None:
+    """Gradient descent on 1/2 mean (Xw - y)^2 with a step above 2 / L, L the largest eigenvalue."""
+    largest = np.linalg.eigvalsh(rows.X.T @ rows.X / N)[-1]
+    for rate, converges in ((1.0 / largest, True), (4.0 / largest, False)):
+        with ModelServer(np.zeros(D), updater=sgd(rate), consistency=bsp()) as server:
+            options = {"batch_size": N, "epochs": 20, "progress": False}
+            if face == "objective":
+                result = server.train(data, "squared", **options)
+            else:
+                pairs = spark.sparkContext.parallelize([*zip(rows.X, rows.y, strict=True)], 1)
+                result = server.train(pairs, squares, **options)
+        assert (result.success, result.status) == ((True, 0) if converges else (False, 3))
+        if not converges:
+            start = 0.5 * np.mean(rows.y**2)
+            assert f"and was {start:.6g} at the start: lower the rate" in result.message
+            assert result.fun > start
+
+
+def squares(w: Array, batch: list[Any]) -> tuple[float, Array]:
+    X, y = np.array([x for x, _ in batch]), np.array([label for _, label in batch])
+    return 0.5 * float((X @ w - y) @ (X @ w - y)), X.T @ (X @ w - y)
+
+
+@pytest.mark.parametrize("skip", [False, True])
+def test_r22_a_loss_that_overflows_is_told_or_left_out(
+    spark: SparkSession, rows: Block, skip: bool
+) -> None:
+    """The margin 1e160 is finite, and its square is not."""
+    with Dataset.from_arrays(spark, np.full((4, 1), 1e160), np.ones(4), n_partitions=1) as far:
+        server = ModelServer(np.ones(1), updater=sgd(1e-300), skip_not_finite=skip)
+        with server, np.errstate(over="ignore"):
+            if not skip:
+                with pytest.raises(PassFailed, match="push 0: the loss is NaN or infinite; if it"):
+                    server.train(far, "squared", batch_size=2, progress=False)
+                return
+            result = server.train(far, "squared", batch_size=2, progress=False)
+    assert result.counts["skipped"] == 2 and result.x == 1.0
+    assert not result.success and "inf" in result.message
+
+
 def test_train_names_the_columns_of_a_dataframe(spark: SparkSession, rows: Block) -> None:
     """One batch is the whole of a worker's rows: SGD's step is -rate F'(0), weights and all."""
     weight = 1.0 + np.arange(N) % 3

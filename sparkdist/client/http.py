@@ -69,7 +69,7 @@ class HttpClient(Asking):
             generation=at.generation,
             weight=float(gradient.weight),
             examples=int(gradient.examples),
-            loss=None if gradient.loss is None else float(gradient.loss),
+            loss=None if gradient.loss is None else _told(float(gradient.loss)),
             want=want,
             wait=LONG_POLL,
         )
@@ -128,3 +128,8 @@ class HttpClient(Asking):
         elif status == "wait":
             return "others are still at work on an earlier round"
         return Answer(status, fields["next"], fields["version"], fields["generation"], w, state)
+
+
+def _told(loss: float) -> float | str:
+    """Return the loss as JSON has it, where no number is NaN or infinite."""
+    return loss if abs(loss) <= wire.MOST else wire.NOT_FINITE

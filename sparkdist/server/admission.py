@@ -37,11 +37,15 @@ def admit(store: Store, message: wire.Message, n_bytes: int) -> Push | Answer:
     try:
         if state is not None and not all_finite(state):
             raise BadGradient("the worker's state has NaN or infinite values", "not_finite")
+        if fields.get("loss") == wire.NOT_FINITE:
+            raise BadGradient("the loss is NaN or infinite", "not_finite")
         gradient = store.rule.admit(message)
     except BadGradient as error:
         left_out = store.reject(run, partition, clock, error.reason)
         if left_out is None:
             said = f"partition {partition}, push {clock}: {error}"
+            if error.reason == "not_finite":
+                said += "; if it has diverged: a lower rate, or features of similar scales"
             raise BadGradient(said, error.reason) from None
         return left_out
     return Push(

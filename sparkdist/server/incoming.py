@@ -143,7 +143,7 @@ def count(fields: dict[str, Any], name: str, default: int | None = None) -> int:
 def number(fields: dict[str, Any], name: str, default: float) -> float:
     """Read a finite number."""
     value = fields.get(name, default)
-    if type(value) not in (int, float) or abs(value) > 1e300:
+    if type(value) not in (int, float) or abs(value) > wire.MOST:
         raise DecodeError(f"{name} must be a finite number")
     return float(value)
 

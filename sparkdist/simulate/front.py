@@ -138,9 +138,7 @@ def simulate(
     done = engine.run(until)
     return scene.result(
         engine.now,
-        success=done,
-        status=0 if done else 1,
-        message="every row has been seen in every epoch" if done else "the time was over",
+        None if done else (1, "the time was over"),
         idle=engine.idle(),
         bytes={"received": engine.received, "sent": engine.sent},
         deaths=engine.deaths,
@@ -189,12 +187,11 @@ def replay(
     scene = Scene("replay", objective, data, w0, workers, training, points)
     player = Replay(scene.desk, scene.crew, scene.loop)
     player.play(events, lambda seconds: scene.after_push(seconds, 0))
-    whole = player.over
     return scene.result(
         player.seconds,
-        success=whole,
-        status=0 if whole else 1,
-        message="the run was played to its end" if whole else "the record ends before the run",
+        (0, "the run was played to its end")
+        if player.over
+        else (1, "the record ends before the run"),
     )
 
 

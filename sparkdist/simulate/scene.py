@@ -14,7 +14,7 @@ from sparkdist.layout import type_of
 from sparkdist.model import Model, ensemble_of, labels_of
 from sparkdist.objectives import Objective, UserLoss
 from sparkdist.problem import MeanLoss, Problem, as_objective, pose
-from sparkdist.result import Result
+from sparkdist.result import Result, end_of_epochs
 from sparkdist.simulate.dealing import deal
 from sparkdist.simulate.history import SimulatedHistory
 from sparkdist.simulate.staging import stage
@@ -87,13 +87,20 @@ class Scene:
         self._looked_at = self.desk.store.version
         self.history.add(seconds, self.desk.store.status(), fun, n_bytes)
 
-    def result(self, seconds: float, **found: Any) -> Result:
-        """What the server knows at the end, and the objective there."""
+    def result(self, seconds: float, end: tuple[int, str] | None, **found: Any) -> Result:
+        """What the server knows at the end, and the objective there, which tells without ``end``.
+
+        ``end`` is status and message.
+        """
         store, layout = self.desk.store, self.problem.layout
         if store.version != self._looked_at:  # a round that a leaving worker has closed
             self.look(seconds, self.history.bytes[-1])
         status, (fun, jac) = store.status(), self._objective()
+        code, message = end or end_of_epochs(fun, self.history.fun[0])
         return Result(
+            success=code == 0,
+            status=code,
+            message=message,
             method=self.name,
             model=self._model(),
             x=layout.unflatten(store.parameters()[1].astype(np.float64)),

@@ -17,7 +17,7 @@ from sparkdist.client import Gradient
 from sparkdist.consistency import asp
 from sparkdist.errors import BadGradient, InvalidCall
 from sparkdist.progress import TrainingProgress
-from sparkdist.result import Result
+from sparkdist.result import SEEN, Result
 from sparkdist.server.user_descent import UserDescent
 from sparkdist.skeleton import Skeleton, arrays_of
 from sparkdist.spark.data.sources import describe
@@ -161,7 +161,7 @@ class DeepDist(Face):
         with TrainingProgress(progress, None, self._serving.page_once) as bar:
             watch = Watch(bar, callback)
             self._serving.run(rdd, make_units, Loop(patience=patience), {}, watch)
-        return of_server(self._serving, watch, x=self.model, fun=float("nan"))
+        return of_server(self._serving, watch, SEEN, x=self.model, fun=float("nan"))
 
 
 @dataclass(frozen=True)

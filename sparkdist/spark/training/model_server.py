@@ -266,8 +266,9 @@ class ModelServer(Face):
         of_all = {"n_workers": handles.getNumPartitions(), "n_rows": data.n_rows}
         loop = self._loop(plan, loss.biases, objective=loss, weight=data.weight_sum, **of_all)
         make_units = BlockWork(loss, self._w.dtype.str, plan)
+        start = self._serving.parameters()[1].astype(np.float64)
         self._serving.run(handles, make_units, loop, plan.named(data.n_rows), watch)
-        problem = Problem(loss, self._layout, self._w, self._mask, self._l1, self._l2)
+        problem = Problem(loss, self._layout, start, self._mask, self._l1, self._l2)
         return of_objective(self._serving, problem, data, watch, loop.worker.ensemble)
 
     def _train_on_rows(
@@ -277,9 +278,10 @@ class ModelServer(Face):
         of_all = {"n_workers": rows.getNumPartitions(), "n_rows": 0}
         loop = self._loop(plan, (), objective=gradient, weight=0.0, **of_all)
         make_units = RowWork(gradient, self._layout, self._w.dtype.str, plan)
+        start = self._serving.parameters()[1].astype(np.float64)
         self._serving.run(rows, make_units, loop, plan.named(None), watch)
         penalty = (self._l1, self._l2, self._mask)
-        return of_rows(self._serving, make_units, rows, self._layout, penalty, watch)
+        return of_rows(self._serving, make_units, rows, self._layout, penalty, start, watch)
 
     def _loop(self, plan: TrainingPlan, biases: Sequence[str], **of_data: Any) -> Loop:
         """What each worker does, with its part of the penalty, and what it has to remember."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 import operator
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ from sparkdist.blocks import Array, Partial
 from sparkdist.layout import Layout
 from sparkdist.model import ensemble_of
 from sparkdist.problem import MeanLoss, Problem
-from sparkdist.result import Result
+from sparkdist.result import SEEN, Result, end_of_epochs
 from sparkdist.solvers import pseudo_gradient
 from sparkdist.spark.data.dataset import Dataset
 from sparkdist.spark.engines.aggregate import AggregateEngine
@@ -28,23 +28,20 @@ from sparkdist.workers import local_sgd
 __all__ = ["of_objective", "of_rows", "of_server"]
 
 
-def of_server(serving: Serving, watch: Watch, **found: Any) -> Result:
-    """What the server knows: counts, staleness, restarts."""
-    status = serving.status()
-    message = "every row has been seen in every epoch"
-    if watch.stopped:
-        message = "the callback ended the run"
-    finite = found.pop("finite", True)
+def of_server(serving: Serving, watch: Watch, end: tuple[int, str], **found: Any) -> Result:
+    """What the server knows: counts, staleness, restarts; ``end`` is status and message."""
+    books = serving.status()
+    status, message = (99, "the callback ended the run") if watch.stopped else end
     return Result(
         method="model server",
-        success=finite and not watch.stopped,
-        nit=status["version"],
-        nfev=status["counts"].get("applied", 0),
-        status=99 if watch.stopped else 0,
+        success=status == 0,
+        nit=books["version"],
+        nfev=books["counts"].get("applied", 0),
+        status=status,
         message=message,
-        counts=status["counts"],
-        staleness=dict(status["staleness"]),
-        noise_scale=status["noise_scale"],
+        counts=books["counts"],
+        staleness=dict(books["staleness"]),
+        noise_scale=books["noise_scale"],
         restarts=serving.supervisor.restarts,
         memories_lost=watch.memories_lost,
         seconds=watch.seconds,
@@ -56,15 +53,16 @@ def of_server(serving: Serving, watch: Watch, **found: Any) -> Result:
 def of_objective(
     serving: Serving, problem: Problem, data: Dataset, watch: Watch, ensemble: bool
 ) -> Result:
-    """The result with objective and gradient at the final parameters: one pass over the data.
+    """The result with objective and gradient at the final parameters: a pass, and one at the start.
 
     Its model has those parameters, or makes an ensemble of the workers' own.
     """
-    w = serving.parameters()[1].astype(np.float64)
-    smooth = MeanLoss(AggregateEngine(data), problem, lambda *_: None)
-    f, g = smooth(w)
-    found = _with_penalty(problem.layout, w, f, g, problem.l1 * problem.mask)
-    result = of_server(serving, watch, passes=smooth.passes, **found)
+    w, smooth = _now(serving), MeanLoss(AggregateEngine(data), problem, lambda *_: None)
+    l1 = problem.l1 * problem.mask
+    start = smooth(problem.w0)[0] + float(l1 @ np.abs(problem.w0))
+    found = _with_penalty(problem.layout, w, *smooth(w), l1)
+    end = end_of_epochs(found["fun"], start)
+    result = of_server(serving, watch, end, passes=smooth.passes, **found)
     states = serving.states() if ensemble else {}
     x, shares = ensemble_of(*local_sgd.models_of(states), problem.layout, w)
     result.model = model_of(problem.objective, x, data, shares)
@@ -77,43 +75,55 @@ def of_rows(
     rows: RDD[Any],
     layout: Layout,
     penalty: tuple[float, float, Array],
+    start: Array,
     watch: Watch,
 ) -> Result:
     """The result for the user's own rows: with an objective if their gradient gives losses."""
-    w = serving.parameters()[1].astype(np.float64)
+    w = _now(serving)
     if not serving.status()["weight"]:  # no push had a loss
-        return of_server(serving, watch, x=layout.unflatten(w), fun=float("nan"))
-    total = _sum(work, rows, w)
+        return of_server(serving, watch, SEEN, x=layout.unflatten(w), fun=float("nan"))
     l1, l2, mask = penalty
-    f = total.loss / total.weight + 0.5 * l2 * float((mask * w) @ w)
-    found = _with_penalty(layout, w, f, total.grad / total.weight + l2 * mask * w, l1 * mask)
-    return of_server(serving, watch, passes=1, **found)
+    before, now = (
+        _with_penalty(
+            layout,
+            point,
+            total.loss / total.weight + 0.5 * l2 * float((mask * point) @ point),
+            total.grad / total.weight + l2 * mask * point,
+            l1 * mask,
+        )
+        for point, total in zip((start, w), _sums(work, rows, (start, w)), strict=True)
+    )
+    end = end_of_epochs(now["fun"], before["fun"])
+    return of_server(serving, watch, end, passes=2, **now)
+
+
+def _now(serving: Serving) -> Array:
+    return serving.parameters()[1].astype(np.float64)
 
 
 def _with_penalty(layout: Layout, w: Array, f: float, g: Array, l1: Array) -> dict[str, Any]:
-    fun = f + float(l1 @ np.abs(w))
     return {
         "x": layout.unflatten(w),
-        "fun": fun,
+        "fun": f + float(l1 @ np.abs(w)),
         "jac": layout.unflatten(pseudo_gradient(w, g, l1)),
-        "finite": bool(np.isfinite(fun)),
     }
 
 
-def _sum(work: RowWork, rows: RDD[Any], w: Array) -> Partial:
-    """Sum losses and gradients over all rows: one pass."""
-    shared = rows.context.broadcast(w.astype(work.dtype))
+def _sums(work: RowWork, rows: RDD[Any], points: Sequence[Array]) -> list[Partial]:
+    """Sum losses and gradients over all rows, at each point: one job."""
+    shared = rows.context.broadcast([w.astype(work.dtype) for w in points])
 
-    def of_partition(elements: Iterable[Any]) -> Iterator[Partial]:
-        total, elements = Partial.nothing(), iter(elements)
+    def of_partition(elements: Iterable[Any]) -> Iterator[list[Partial]]:
+        totals, elements = [Partial.nothing() for _ in shared.value], iter(elements)
         while batch := list(itertools.islice(elements, work.epochs.batch_size)):
-            found = work.sums(batch, shared.value)
-            total += Partial(found.loss or 0.0, found.value.astype(float), found.weight)
-        yield total
+            for n, w in enumerate(shared.value):
+                found = work.sums(batch, w)
+                totals[n] += Partial(found.loss or 0.0, found.value.astype(float), found.weight)
+        yield totals
 
     try:
         with told_plainly("a pass"):
             found = rows.mapPartitions(of_partition).collect()
-        return functools.reduce(operator.add, found)
+        return [functools.reduce(operator.add, each) for each in zip(*found, strict=True)]
     finally:
         shared.destroy()
