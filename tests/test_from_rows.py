@@ -104,6 +104,19 @@ def test_rows_of_a_dataframe_are_taken_by_name():
     assert_array_equal([*X.T, y, weight], [[5, 6], [1, 0], [1, 0.25]])
 
 
+def test_two_fields_are_features_and_label_whatever_they_are_called():
+    assert_array_equal(stack(blocks(Row(x=[5.0], y=1.0)))[1], [1.0])
+
+
+@pytest.mark.parametrize("third", ["w", "id", "weights"])
+@pytest.mark.parametrize("first", ["features", "x"])
+def test_a_third_field_of_a_row_is_a_weight_only_by_its_name(first, third):
+    """Of a tuple (x, y, id) nobody can know; of a Row one can."""
+    row, what = refusal(Row(**{first: [5.0], "label": 1.0, third: 7.0}))
+    assert row == 0
+    assert what.startswith(f"has the fields {[first, 'label', third]}, of which one may be")
+
+
 def test_any_object_with_features_and_label_is_a_row():
     Example = namedtuple("Example", "id label features")
     X, y, weight = stack(blocks(Example("a", 2.0, [1.0, 2.0])))

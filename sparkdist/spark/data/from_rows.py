@@ -28,7 +28,8 @@ class _Row(NamedTuple):
 def blocks_of_elements(elements: Iterable[Any], dtype: DTypeLike = np.float64) -> Iterator[Block]:
     """Give blocks for elements that are rows or ready blocks.
 
-    A row is ``(x, y)``, ``(x, y, weight)`` or a ``LabeledPoint``; x is a sequence of numbers, a
+    A row is ``(x, y)``, ``(x, y, weight)``, a ``LabeledPoint`` or a DataFrame's Row of two fields,
+    or of features, label and weight; x is a sequence of numbers, a
     Spark vector or a sparse row of SciPy.  A ready block is ``(X, y)`` or ``(X, y, weight)``
     with X of shape (n, d), an array or any SciPy sparse matrix.  Rows become blocks that are
     about as large as they should be in ``dtype``, but of float64; a block keeps its float32.
@@ -56,6 +57,8 @@ def blocks_of_elements(elements: Iterable[Any], dtype: DTypeLike = np.float64) -
 
 def _parts(element: Any, row: int) -> tuple[Any, Any, Any]:
     """Take an element apart into features, label and weight."""
+    if names := getattr(element, "__fields__", None):  # a Row of a DataFrame
+        _refuse_other_names(names, row)
     if hasattr(element, "features") and hasattr(element, "label"):
         return element.features, element.label, getattr(element, "weight", 1.0)
     if isinstance(element, tuple | list) and len(element) == 2:
@@ -67,6 +70,18 @@ def _parts(element: Any, row: int) -> tuple[Any, Any, Any]:
         f"is a {type(element).__name__}; an element of the RDD must be (x, y), (x, y, weight),"
         " a LabeledPoint, or a block (X, y) or (X, y, weight) of arrays",
     )
+
+
+def _refuse_other_names(names: Sequence[str], row: int) -> None:
+    """Refuse a Row whose third number nobody said to be a weight, or not to be one."""
+    roles = {"features", "label", "weight"}
+    if len(names) > 2 and set(names) != roles:
+        raise BadRow(
+            row,
+            f"has the fields {list(names)}, of which one may be the weight: give the DataFrame"
+            " itself, with features=..., label=... and weight=..., or tuples (x, y) or"
+            " (x, y, weight)",
+        )
 
 
 def _ready(X: Any, y: Any, weight: Any) -> Block:
