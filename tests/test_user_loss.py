@@ -244,3 +244,67 @@ for function in (exp, expit):
 def test_a_function_of_scipy_that_the_program_has_imported_travels_by_its_own_module() -> None:
     done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+# --- sums, and not means ----------------------------------------------------------------------
+
+
+def mean_of(function):
+    """The function as scikit-learn or torch would have it."""
+
+    def mean(w, X, y, *weight):
+        loss, grad = function(w, X, y, *weight)
+        n = weight[0].sum() if weight else len(y)
+        grad = {k: g / n for k, g in grad.items()} if isinstance(grad, dict) else grad / n
+        return loss / n, grad
+
+    return functools.wraps(function)(mean)
+
+
+@pytest.mark.parametrize("to_matrix", [np.asarray, csr_array])
+@pytest.mark.parametrize("n", [2, 3, 30, 1000])
+@pytest.mark.parametrize("function", [logistic, weighted_logistic])
+def test_means_are_refused_and_sums_are_not(function, n, to_matrix):
+    rng = np.random.default_rng(n)
+    X = rng.normal(size=(n, 4))
+    block = Block(to_matrix(X), rng.integers(0, 2, n).astype(float), rng.uniform(0.5, 2, n))
+    w = rng.normal(size=4)
+    UserLoss(function, VECTOR).value_and_grad(w, block)
+    with pytest.raises(InvalidCall, match="it must return sums over the rows; it returns means"):
+        UserLoss(mean_of(function), VECTOR).value_and_grad(w, block)
+
+
+def test_means_of_named_arrays_are_refused():
+    block = random_block(3)
+    w = NAMED.flatten({"W": np.ones((4, 3)), "b": np.zeros(3)})
+    UserLoss(softmax, NAMED).value_and_grad(w, block)
+    with pytest.raises(InvalidCall, match="of 30 rows"):
+        UserLoss(mean_of(softmax), NAMED).value_and_grad(w, block)
+
+
+def test_the_look_is_taken_once_and_at_few_rows():
+    seen = []
+
+    def loss(w, X, y):
+        seen.append(len(y))
+        return logistic(w, X, y)
+
+    objective = UserLoss(loss, VECTOR)
+    rng = np.random.default_rng(0)
+    for n in (1, 1000, 1000):
+        block = Block(rng.normal(size=(n, 4)), np.ones(n), np.ones(n))
+        objective.value_and_grad(np.zeros(4), block)
+    assert seen == [1, 64, 32, 32, 1000, 1000]
+    assert objective == UserLoss(loss, VECTOR)
+
+
+def test_losses_that_are_neither_are_left_alone():
+    """Of a batch as a whole, or with a draw in it: a model server may be given these."""
+    block, rng = random_block(), np.random.default_rng(0)
+    for function in (
+        lambda w, X, y: (float(np.var(X @ w)), X.T @ (X @ w)),
+        lambda w, X, y: (float(rng.random()), rng.random(4)),
+        lambda w, X, y: (0.0, np.zeros(4)),
+        lambda w, X, y: (np.nan, np.full(4, np.nan)),
+    ):
+        UserLoss(function, VECTOR).value_and_grad(np.ones(4), block)

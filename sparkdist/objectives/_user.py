@@ -17,6 +17,8 @@ from sparkdist.objectives._base import Objective
 __all__ = ["UserLoss"]
 
 LossFunction: TypeAlias = Callable[..., Any]
+#: Rows, at most, of the look at whether a function gives sums.
+_TRIED = 64
 
 
 @dataclass(frozen=True)
@@ -40,12 +42,14 @@ class UserLoss(Objective):
     ------
     InvalidCall
         If the function cannot be called like this; from ``value_and_grad``, if what it
-        returns is not a pair of a number and a gradient with the model's names and shapes.
+        returns is not a pair of a number and a gradient with the model's names and shapes, or
+        are means: those of some rows are looked at once, and of their halves.
     """
 
     function: LossFunction
     layout: Layout
     takes_weight: bool = field(init=False)
+    _was_tried: bool = field(default=False, init=False, repr=False, compare=False)
 
     twice = False
 
@@ -72,6 +76,9 @@ class UserLoss(Objective):
 
     def value_and_grad(self, w: Array, block: Block) -> Partial:
         """Call the function on the block's rows, and check what it returns."""
+        if not self._was_tried and block.y.size > 1:
+            object.__setattr__(self, "_was_tried", True)
+            self._refuse_means(w, block)
         flat = w.view()
         flat.flags.writeable = False  # the next block must find w as it was
         data = block if self.takes_weight else block[:2]
@@ -81,6 +88,33 @@ class UserLoss(Objective):
         loss, grad = result
         weight = block.weight.sum() if self.takes_weight else block.y.size
         return Partial(float(loss), self.layout.flatten(grad), float(weight))
+
+    def _refuse_means(self, w: Array, block: Block) -> None:
+        """Refuse a function that gives means: no check of its gradient would show it.
+
+        Of 2k rows a mean is that of the means of the halves, exactly, and a sum their sum.
+        """
+        k = min(block.y.size, _TRIED) // 2
+        rows = (slice(2 * k), slice(k), slice(k, 2 * k))
+        whole, *halves = (self.value_and_grad(w, Block(*(a[s] for a in block))) for s in rows)
+        weight = sum(half.weight for half in halves) or 1.0
+        shares = [half.weight / weight for half in halves]
+        size = sum(abs(part.loss) + np.abs(part.grad).sum() for part in (whole, *halves))
+        if not np.isfinite(size):
+            return
+
+        def distance(a: float, b: float) -> float:
+            loss = whole.loss - a * halves[0].loss - b * halves[1].loss
+            grad = whole.grad - a * halves[0].grad - b * halves[1].grad
+            return abs(loss) + float(np.abs(grad).sum())
+
+        near = 1e-5 * size  # for float32; what ignores its rows is neither
+        if distance(*shares) < near < min(distance(1.0, 0.0), 1e-2 * distance(1.0, 1.0)):
+            problem = (
+                f"it must return sums over the rows; it returns means: of {2 * k} rows"
+                f" {whole.loss:.6g}, of their halves {halves[0].loss:.6g} and {halves[1].loss:.6g}"
+            )
+            raise InvalidCall(_name(self.function), [problem])
 
 
 def _takes_weight(function: LossFunction) -> bool:
