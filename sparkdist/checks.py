@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
 import inspect
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from math import inf
 from numbers import Integral, Real
 from typing import Any
@@ -13,12 +14,20 @@ from sparkdist import registry, solvers
 from sparkdist.objectives import Objective
 from sparkdist.penalties import L1, L2, ElasticNet
 
-__all__ = ["find_problems", "parameters_of"]
+__all__ = ["find_problems", "parameters_of", "problems_of_callback", "problems_of_names"]
 
 logger = logging.getLogger(__name__)
 
 #: Parameters of solvers that have a parameter of their own at the front door.
 _NOT_OPTIONS = ("fun", "w0", "tol", "max_iter", "callback", "l1", "bounds", "hessp", "metric")
+#: What :func:`sparkdist.minimize` has for all methods.
+_AT_THE_DOOR = (
+    "w0", "features", "label", "weight", "method", "penalty", "bounds", "intercept",
+    "unpenalized", "engine", "deterministic", "tol", "max_iter", "callback", "progress",
+)  # fmt: skip
+#: What others call the rate of a method, and the strength of a penalty.
+_RATES = ("rate", "learning_rate", "lr", "eta", "step_size", "stepSize")
+_STRENGTHS = ("regParam", "reg", "C", "l2", "alpha", "weight_decay", "regularization")
 #: What an option must be, by its annotation.
 _TYPES: dict[str, tuple[type, str]] = {
     "int": (Integral, "a whole number"),
@@ -58,13 +67,40 @@ def find_problems(
     if method in on_server:
         return problems
     if method not in registry.names(solvers):
-        known = ", ".join([*registry.names(solvers), *on_server])
-        return [*problems, f"there is no method {method!r}; there are {known}"]
+        known = [*registry.names(solvers), *on_server]
+        told = registry.unknown(method, known).removesuffix(".")
+        return [*problems, told.replace("no ", "no method ", 1)]
     if loss is not None:
         _warn_of_kinks(loss)
     has_l1 = penalty is not None and penalty.l1 > 0
     problems += _unsupported(loss, method, has_l1, bounds is not None)
     return problems + _unknown_options(method, options) + _mistyped_options(method, options)
+
+
+def problems_of_names(owner: str, given: Iterable[str], known: Sequence[str]) -> list[str]:
+    """Say which options it does not have, which it has, and what may have been meant."""
+    has = ", ".join(known) or "none"
+    return [
+        f"{owner} has no option {name!r}; it has {has}{_hint(name, known)}"
+        for name in given
+        if name not in known
+    ]
+
+
+def _hint(name: str, known: Sequence[str]) -> str:
+    if name in _RATES and "updater" in known:
+        return ". The rate is the updater's: updater=sparkdist.updaters.sgd(0.1), for instance"
+    if name in _STRENGTHS:
+        return ". A penalty is penalty=sparkdist.L2(1e-3), for instance"
+    close = difflib.get_close_matches(name, [*known, *_AT_THE_DOOR], n=1)
+    return f". Did you mean {close[0]!r}?" if close else ""
+
+
+def problems_of_callback(callback: Any) -> list[str]:
+    """Say that it is no function."""
+    if callback is None or callable(callback):
+        return []
+    return [f"callback is {callback!r}; it must be a function, or None"]
 
 
 def _unsupported(loss: Objective | None, method: str, has_l1: bool, has_bounds: bool) -> list[str]:
@@ -88,11 +124,7 @@ def _unsupported(loss: Objective | None, method: str, has_l1: bool, has_bounds: 
 
 def _unknown_options(method: str, options: Mapping[str, Any]) -> list[str]:
     allowed = [name for name in parameters_of(method) if name not in _NOT_OPTIONS]
-    return [
-        f"{method} has no option {name!r}; it has {', '.join(allowed) or 'none'}"
-        for name in options
-        if name not in allowed
-    ]
+    return problems_of_names(method, options, allowed)
 
 
 def _mistyped_options(method: str, options: Mapping[str, Any]) -> list[str]:

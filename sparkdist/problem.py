@@ -117,7 +117,9 @@ def pose(
         mask[layout.slices()[name]] = 0.0
     start = _start(objective.initial() if w0 is None else w0, layout, problems)
     box = _box(bounds, layout, objective.size(n_features), problems)
-    l1, l2 = (0.0, 0.0) if penalty is None else (penalty.l1, penalty.l2)
+    l1 = l2 = 0.0
+    if isinstance(penalty, L1 | L2 | ElasticNet):  # anything else has been told already
+        l1, l2 = penalty.l1, penalty.l2
     return Problem(objective, layout, start, mask, l1, l2, box)
 
 

@@ -90,7 +90,10 @@ METHODS = "there are gd, lbfgs, newton_cg, owlqn, preconditioned_lbfgs, downpour
             {"method": "newton_cg", "loss": OWN},
             "newton_cg needs Hessian-vector products, and UserLoss has none; use lbfgs",
         ),
-        ({"options": {"mem": 5}}, "lbfgs has no option 'mem'; it has memory"),
+        (
+            {"options": {"mem": 5}},
+            "lbfgs has no option 'mem'; it has memory. Did you mean 'memory'?",
+        ),
         ({"options": {"step": 1.0}}, "lbfgs has no option 'step'; it has memory"),
         ({"options": {"l1": 1.0}}, "lbfgs has no option 'l1'; it has memory"),
         (

@@ -81,7 +81,15 @@ ARGUMENTS = [
         "preconditioned_lbfgs, " + ", ".join(registry.names(methods)),
     ),
     ({"engine": "spark"}, "there is no engine 'spark'; there are aggregate, resident, auto"),
-    ({"memroy": 5}, "lbfgs has no option 'memroy'; it has memory"),
+    ({"memroy": 5}, "lbfgs has no option 'memroy'; it has memory. Did you mean 'memory'?"),
+    ({"maxiter": 5}, "lbfgs has no option 'maxiter'; it has memory. Did you mean 'max_iter'?"),
+    ({"labelCol": "y"}, "lbfgs has no option 'labelCol'; it has memory. Did you mean 'label'?"),
+    (
+        {"regParam": 0.1},
+        "lbfgs has no option 'regParam'; it has memory. A penalty is penalty=sparkdist.L2(1e-3),"
+        " for instance",
+    ),
+    ({"callback": 3}, "callback is 3; it must be a function, or None"),
     ({"method": "gd", "memory": 5}, "gd has no option 'memory'; it has step_rule, step"),
     ({"method": "newton_cg", "x": 5}, "newton_cg has no option 'x'; it has none"),
     ({"penalty": L1(1.0)}, "lbfgs cannot use an L1 penalty; use gd or owlqn"),

@@ -232,7 +232,7 @@ def test_a_features_column_of_another_kind_is_refused(tmp_path, column):
 @pytest.mark.parametrize(
     ("second", "what"),
     [
-        ({"a": [1.0]}, "there is no column 'label'; there are a"),
+        ({"a": [1.0]}, "there is no column 'label'; there are a: name yours, label=..."),
         ({"a": ["x"], "label": [1]}, "column 'a' is string; it must be numeric"),
     ],
 )

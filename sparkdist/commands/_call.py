@@ -5,11 +5,11 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import inspect
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 from sparkdist.commands._members import make, make_member, read
+from sparkdist.fields import collect
 
 __all__ = [
     "EXACT", "OF_SERVER", "add_exact", "add_stochastic", "arguments_of", "make_objective",
@@ -129,15 +129,15 @@ def arguments_of(options: argparse.Namespace, problems: list[str]) -> dict[str, 
     found = {name: vars(options)[name] for name in (*EXACT, *OF_SERVER)}
     text = options.method or ("owlqn" if options.l1 else "lbfgs")
     method, own = text.partition(":")[0], dict[str, Any]()
-    with _collect(problems):
+    with collect(problems):
         own = _method_options(text, options.rate if options.updater is None else None)
-    with _collect(problems):
+    with collect(problems):
         found["penalty"] = ElasticNet(l1=options.l1, l2=options.l2)
-    with _collect(problems):
+    with collect(problems):
         found["consistency"] = make_member("consistency", options.consistency)
-    with _collect(problems):
+    with collect(problems):
         found["codec"] = make_member("codecs", options.codec)
-    with _collect(problems):
+    with collect(problems):
         found["updater"] = _updater(options)
     given = {name: value for name, value in found.items() if value is not None}
     also = {"intercept": options.intercept, "deterministic": options.deterministic}
@@ -228,10 +228,11 @@ def refuse(options: argparse.Namespace) -> None:
     """
     from sparkdist.checks import find_problems
     from sparkdist.errors import InvalidCall
+    from sparkdist.spark.training.stochastic import find_problems_of_options
 
     problems: list[str] = []
     loss: Any = None
-    with _collect(problems):
+    with collect(problems):
         loss = make_objective(options, (0.0, 1.0))
     call = arguments_of(options, problems)
     method, penalty = call.pop("method"), call.pop("penalty", None)
@@ -247,32 +248,6 @@ def refuse(options: argparse.Namespace) -> None:
     problems += find_problems(smooth, method, penalty, None, call, **ends, on_server=on_server)
     if method in on_server:
         in_order = ["deterministic"] if options.deterministic and method != "sgd" else []
-        problems += _server_problems(method, call, penalty, [*exact, *in_order])
+        problems += find_problems_of_options(method, call, [*exact, *in_order])
     if problems:
         raise InvalidCall("train", problems)
-
-
-def _server_problems(
-    method: str, call: Mapping[str, Any], penalty: Any, exact: list[str]
-) -> list[str]:
-    """What the model server would say; making one starts nothing."""
-    from sparkdist.spark.training.model_server import ModelServer
-    from sparkdist.spark.training.stochastic import find_problems_of_options
-
-    problems, of_server = find_problems_of_options(method, call, exact), list[str]()
-    known = inspect.signature(ModelServer.__init__).parameters
-    with _collect(of_server):
-        own = {name: value for name, value in call.items() if name in known}
-        ModelServer([0.0], penalty=penalty, **own)
-    return [*dict.fromkeys(problems + of_server)]
-
-
-@contextmanager
-def _collect(problems: list[str]) -> Iterator[None]:
-    """Add the problems of an InvalidCall to others."""
-    from sparkdist.errors import InvalidCall
-
-    try:
-        yield
-    except InvalidCall as error:
-        problems += error.problems

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sparkdist import methods, registry
+from sparkdist.checks import problems_of_names
 from sparkdist.codecs import Codec
 from sparkdist.consistency import Consistency
 from sparkdist.fields import collect, read_fields
@@ -83,11 +84,7 @@ class Training:
             return registry.get(methods, "downpour")()
         make = registry.get(methods, self.method)
         own = inspect.signature(make).parameters
-        problems += [
-            f"{self.method} has no option {name!r}; it has {', '.join(own)}"
-            for name in self.options
-            if name not in own
-        ]
+        problems += problems_of_names(self.method, self.options, list(own))
         with collect(problems):
             return make(**{name: value for name, value in self.options.items() if name in own})
         return registry.get(methods, "downpour")()

@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from numbers import Integral
 from typing import Any
 
 from numpy.typing import ArrayLike
@@ -14,7 +15,7 @@ from pyspark.sql import DataFrame
 from scipy.optimize import OptimizeResult
 
 from sparkdist import registry, solvers
-from sparkdist.checks import find_problems, parameters_of
+from sparkdist.checks import find_problems, parameters_of, problems_of_callback
 from sparkdist.errors import InvalidCall
 from sparkdist.objectives import Objective, UserLoss
 from sparkdist.problem import (
@@ -145,7 +146,7 @@ def minimize(
     refuse_connect(data)
     columns = named_columns(features=features, label=label, weight=weight)
     loss, problems = _objective_or_problems(objective, w0)
-    problems += find_problems(
+    problems += problems_of_callback(callback) + find_problems(
         loss, method, penalty, bounds, options, tol=tol, max_iter=max_iter, on_server=NAMES
     )
     if method in NAMES:
@@ -161,7 +162,7 @@ def minimize(
         problem = pose(
             loss,
             dataset.n_features,
-            loss.initial(options.get("seed", 0)) if w0 is None else w0,
+            _start(loss, options) if w0 is None else w0,
             penalty=penalty,
             bounds=bounds,
             intercept=intercept,
@@ -180,6 +181,12 @@ def minimize(
             result = solving.solve(method, {"tol": tol, "max_iter": max_iter, **options})
     result.model = model_of(loss, result.x, dataset)
     return result
+
+
+def _start(loss: Objective, options: Mapping[str, Any]) -> Any:
+    """Where a loss starts by itself; a seed that is none has been told already."""
+    seed = options.get("seed", 0)
+    return loss.initial(int(seed) if isinstance(seed, Integral) and int(seed) >= 0 else 0)
 
 
 def _engine_problems(engine: Any, data: Any) -> list[str]:

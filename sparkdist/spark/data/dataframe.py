@@ -20,7 +20,7 @@ from sparkdist.spark.data.from_arrow import Columns
 from sparkdist.spark.data.ingest import Handle, keep
 from sparkdist.spark.data.residency import Place
 
-__all__ = ["handle_of_row", "ingested_dataframe", "leaks", "plan_columns"]
+__all__ = ["handle_of_row", "how_to_name", "ingested_dataframe", "leaks", "plan_columns"]
 
 #: PySpark has the workers of SQL shorten their tracebacks, and starts others for RDDs, which do
 #: not: for this setting alone twice as many processes that have everything to import.
@@ -65,9 +65,14 @@ def leaks(names: Sequence[str], scalars: Sequence[str]) -> list[str]:
     ]
 
 
+def how_to_name(column: str) -> str:
+    """Say how another column than the default is named."""
+    return f": name yours, {column}=..." if column in ("features", "label") else ""
+
+
 def _missing(df: DataFrame, names: Sequence[str]) -> list[str]:
     return [
-        f"there is no column {name!r}; there are {', '.join(df.columns)}"
+        f"there is no column {name!r}; there are {', '.join(df.columns)}{how_to_name(name)}"
         for name in names
         if name not in df.columns
     ]

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from sparkdist.blocks import Block
 from sparkdist.errors import BadData, InvalidCall
-from sparkdist.spark.data.dataframe import leaks
+from sparkdist.spark.data.dataframe import how_to_name, leaks
 from sparkdist.spark.data.from_arrow import Columns
 
 __all__ = ["ParquetReader", "Split", "plan"]
@@ -172,7 +172,7 @@ def _reader(
     problems = [] if names else ["the list of feature columns is empty"]
     problems += leaks(names, scalars)
     problems += [
-        f"there is no column {name!r}; there are {', '.join(schema.names)}"
+        f"there is no column {name!r}; there are {', '.join(schema.names)}{how_to_name(name)}"
         for name in (*names, *scalars)
         if name not in schema.names
     ]

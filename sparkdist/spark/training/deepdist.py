@@ -13,6 +13,7 @@ from pyspark import RDD
 from pyspark.cloudpickle import CloudPickler
 
 from sparkdist.blocks import Array
+from sparkdist.checks import problems_of_callback
 from sparkdist.client import Gradient
 from sparkdist.consistency import asp
 from sparkdist.errors import BadGradient, InvalidCall
@@ -154,7 +155,8 @@ class DeepDist(Face):
         InvalidCall, PassFailed, ServerDied, ServerUnavailable, WorkersMissing
         """
         supervisor = self._serving.supervisor
-        if problems := _problems(rdd, gradient, descent, patience):
+        problems = _problems(rdd, gradient, descent, patience) + problems_of_callback(callback)
+        if problems:
             raise InvalidCall("train", problems)
         supervisor.use(UserDescent(self._skeleton, descent))
         make_units = _PartitionWork(self._skeleton, gradient)

@@ -13,6 +13,7 @@ from pyspark import RDD
 from pyspark.sql import DataFrame
 
 from sparkdist.blocks import Array
+from sparkdist.checks import problems_of_callback
 from sparkdist.codecs import Codec
 from sparkdist.consistency import Consistency, asp
 from sparkdist.errors import InvalidCall
@@ -239,6 +240,7 @@ class ModelServer(Face):
         )
         problems += _several_reads(self._updater, worker)
         problems += unrepeatable(worker) if self._stays else []
+        problems += problems_of_callback(callback)
         with collect(problems):
             plan = TrainingPlan(batch_size, epochs, seed, worker, patience)
         columns = named_columns(features=features, label=label, weight=weight)

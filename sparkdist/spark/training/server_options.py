@@ -13,7 +13,7 @@ from pyspark import SparkConf
 
 from sparkdist.blocks import Array
 from sparkdist.errors import InvalidCall
-from sparkdist.fields import flag, positive, read_fields, whole
+from sparkdist.fields import flag, optional, positive, read_fields, whole
 from sparkdist.server.checkpoint import holds_checkpoints, read_newest
 from sparkdist.server.rules import Rule
 from sparkdist.spark.network import encryption_of, ports_of
@@ -48,9 +48,11 @@ class ServerOptions:
         problems = read_fields(self, seconds=positive, **rules)
         if self.checkpoint not in _CHECKPOINTS:
             problems.append(f"checkpoint is {self.checkpoint!r}; it must be one of {_CHECKPOINTS}")
+        places = dict.fromkeys(("folder", "resume", "certificate", "key"), optional(_path))
+        no_paths = read_fields(self, **places)
         ports_of(self.port, problems)
         problems += problems_of_record(self.record, self.resume)
-        return problems + self._problems_of_places()
+        return problems + (no_paths or self._problems_of_places())
 
     def _problems_of_places(self) -> list[str]:
         problems = []
@@ -120,3 +122,9 @@ class ServerOptions:
     def certificate_text(self) -> str | None:
         """Return the certificate that workers are to see, as PEM."""
         return None if self.certificate is None else Path(self.certificate).read_text()
+
+
+def _path(value: object) -> str | Path:
+    if isinstance(value, str | Path):
+        return value
+    raise ValueError(f"must be a path; it is {value!r}")

@@ -9,13 +9,13 @@ from typing import Any
 from scipy.optimize import OptimizeResult
 
 from sparkdist import methods, registry
+from sparkdist.checks import problems_of_names
 from sparkdist.fields import collect
 from sparkdist.layout import type_of
 from sparkdist.problem import Problem
 from sparkdist.result import Result
 from sparkdist.spark.data.dataset import Dataset
 from sparkdist.spark.training.model_server import ModelServer
-from sparkdist.spark.training.server_options import ServerOptions
 from sparkdist.spark.training.training_plan import TrainingPlan
 
 __all__ = ["NAMES", "descend", "find_problems_of_options"]
@@ -36,11 +36,7 @@ def find_problems_of_options(
     of_doors = [*_options_of(ModelServer.__init__), *_options_of(ModelServer.train)]
     own = inspect.signature(registry.get(methods, method)).parameters
     known = [*dict.fromkeys([*own, *of_doors])]
-    problems = [
-        f"{method} has no option {name!r}; it has {', '.join(known)}"
-        for name in options
-        if name not in known
-    ]
+    problems = problems_of_names(method, options, known)
     problems += _problems_of_values(method, options)
     if exact:
         rule = f"{method} sees every row `epochs` times"
@@ -49,7 +45,7 @@ def find_problems_of_options(
 
 
 def _problems_of_values(method: str, options: Mapping[str, Any]) -> list[str]:
-    """Say what is wrong with the options of method, server and run that are numbers."""
+    """Say what is wrong with the options of method, server and run; making them starts nothing."""
 
     def given(known: Any) -> dict[str, Any]:
         return {name: options[name] for name in known if name in options}
@@ -57,7 +53,8 @@ def _problems_of_values(method: str, options: Mapping[str, Any]) -> list[str]:
     make, problems = registry.get(methods, method), list[str]()
     with collect(problems):
         make(**given(inspect.signature(make).parameters))
-    problems += ServerOptions(**given(ServerOptions.__dataclass_fields__)).problems()
+    with collect(problems):
+        ModelServer([0.0], **given(_options_of(ModelServer.__init__)))
     with collect(problems):
         TrainingPlan(**{"batch_size": 64, "epochs": 1, "seed": 0} | given(TrainingPlan.rules))
     return problems
