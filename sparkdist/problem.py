@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias
 
@@ -20,7 +20,15 @@ from sparkdist.objectives import Objective, UserLoss
 from sparkdist.penalties import L1, L2, ElasticNet
 from sparkdist.solvers import NOISE
 
-__all__ = ["Engine", "MeanLoss", "Problem", "as_objective", "pose", "problems_of_metric"]
+__all__ = [
+    "Engine",
+    "MeanLoss",
+    "Problem",
+    "as_objective",
+    "names_unpenalized",
+    "pose",
+    "problems_of_metric",
+]
 
 NOISE_OF_FLOAT32 = 1e-8
 #: Features and intercept of a model that has a metric: 32 MB from each partition.
@@ -106,13 +114,9 @@ def pose(
 ) -> Problem:
     """Put a problem together; what does not fit is added to ``problems``."""
     layout = _layout(objective, n_features, intercept, problems)
-    if isinstance(unpenalized, str):
-        problems.append(f"unpenalized is {unpenalized!r}; it must be a list of names")
-        unpenalized = [unpenalized]
-    if unknown := set(unpenalized) - set(layout.names):
-        problems.append(f"unpenalized names {sorted(unknown)}; the model has {list(layout.names)}")
     mask = np.ones(layout.size)
-    free = {*unpenalized, *objective.biases, *(("intercept",) if intercept else ())}
+    named = names_unpenalized(unpenalized, layout, problems)
+    free = {*named, *objective.biases, *(("intercept",) if intercept else ())}
     for name in free & set(layout.names):
         mask[layout.slices()[name]] = 0.0
     start = _start(objective.initial() if w0 is None else w0, layout, problems)
@@ -121,6 +125,18 @@ def pose(
     if isinstance(penalty, L1 | L2 | ElasticNet):  # anything else has been told already
         l1, l2 = penalty.l1, penalty.l2
     return Problem(objective, layout, start, mask, l1, l2, box)
+
+
+def names_unpenalized(names: Any, layout: Layout, problems: list[str]) -> list[str]:
+    """Return the names; what is no list of the model's arrays is added to ``problems``."""
+    is_list = isinstance(names, Iterable) and not isinstance(names, str)
+    found: list[Any] = list(names) if is_list else [None]
+    if not all(isinstance(name, str) for name in found):
+        problems.append(f"unpenalized is {names!r}; it must be a list of names")
+        return []
+    if unknown := set(found) - set(layout.names):
+        problems.append(f"unpenalized names {sorted(unknown)}; the model has {list(layout.names)}")
+    return found
 
 
 def _layout(objective: Objective, n_features: int, intercept: bool, problems: list[str]) -> Layout:

@@ -73,7 +73,7 @@ METHODS = "there are gd, lbfgs, newton_cg, owlqn, preconditioned_lbfgs, downpour
         ({"penalty": 0.1}, f"penalty is 0.1; {PENALTY}"),
         ({"penalty": "l2"}, f"penalty is 'l2'; {PENALTY}"),
         ({"penalty": L2}, f"penalty is {L2!r}; {PENALTY}"),
-        ({"method": "bfgs"}, f"there is no method 'bfgs'; {METHODS}"),
+        ({"method": "bfgs"}, f"there is no method 'bfgs'; {METHODS}. Did you mean 'lbfgs'?"),
         ({"method": "_run"}, f"there is no method '_run'; {METHODS}"),
         ({"penalty": L1(1.0)}, "lbfgs cannot use an L1 penalty; use gd or owlqn"),
         (

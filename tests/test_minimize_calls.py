@@ -78,7 +78,7 @@ ARGUMENTS = [
     (
         {"method": "bfgs"},
         "there is no method 'bfgs'; there are gd, lbfgs, newton_cg, owlqn, "
-        "preconditioned_lbfgs, " + ", ".join(registry.names(methods)),
+        "preconditioned_lbfgs, " + ", ".join(registry.names(methods)) + ". Did you mean 'lbfgs'?",
     ),
     ({"engine": "spark"}, "there is no engine 'spark'; there are aggregate, resident, auto"),
     ({"memroy": 5}, "lbfgs has no option 'memroy'; it has memory. Did you mean 'memory'?"),

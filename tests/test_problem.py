@@ -188,6 +188,22 @@ def test_an_intercept_in_ones_own_model_is_penalised_unless_named():
     assert_array_equal(posed(loss, 2, unpenalized=["intercept"]).mask, [1, 1, 0])
 
 
+def test_names_may_be_given_once_only():
+    """A generator was empty when the mask was made of it, and everything penalised."""
+    given = (name for name in ["level"])
+    assert_array_equal(posed(own(2), 2, unpenalized=given).mask, [1, 1, 0])
+    assert attempt(own(2), 2, unpenalized=(name for name in ["x"]))[1] == [
+        "unpenalized names ['x']; the model has ['slope', 'level']"
+    ]
+
+
+@pytest.mark.parametrize("bad", ["level", None, 5, [5], [None]])
+def test_what_is_no_list_of_names_is_a_problem(bad):
+    assert attempt(own(2), 2, unpenalized=bad)[1] == [
+        f"unpenalized is {bad!r}; it must be a list of names"
+    ]
+
+
 def test_unknown_names_are_a_problem():
     assert attempt(own(2), 2, unpenalized=["levle", "bias", "level"])[1] == [
         "unpenalized names ['bias', 'levle']; the model has ['slope', 'level']"

@@ -366,6 +366,19 @@ def test_other_work_on_the_dataset_has_the_slots_at_once(small):
     assert_allclose(loss + 0.05 * by_workers.x @ by_workers.x, by_workers.fun, rtol=1e-12)
 
 
+@pytest.mark.parametrize("intercept", [False, True])
+def test_r28_a_model_without_features_is_one_that_ends(intercept, spark):
+    """The bytes of no numbers were taken for those of a pass that the worker had seen."""
+    y = np.array([1.0, 1.0, 0.0, 1.0])
+    with Dataset.from_arrays(spark, np.zeros((4, 0)), y, n_partitions=2) as data:
+        found = minimize("logistic", data, engine="resident", intercept=intercept, tol=1e-9)
+    assert found.success
+    if intercept:
+        assert_allclose(found.x["intercept"], np.log(3.0), atol=1e-7)  # of 3 to 1
+    else:
+        assert_allclose(found.fun, np.log(2.0), rtol=1e-15)
+
+
 def test_blocks_that_are_gone_are_ingested_again(small, caplog):
     first = solve(small)
     small.free_slots()

@@ -183,7 +183,7 @@ def test_a_worker_gets_the_vectors_of_a_pass_once_and_its_number_and_kind(clock)
     assert (task.vectors, task.n_vectors) == (W.tobytes() + V.tobytes(), 2)
     bring(passes, task.portions, 7)
     task = ask(passes, "a", 0, seen=7)
-    assert (task.portions, task.vectors, task.n_vectors) == ((2, 3), b"", 0)
+    assert (task.portions, task.vectors, task.n_vectors) == ((2, 3), None, 0)
 
 
 def test_another_life_of_a_worker_gets_what_the_dead_one_had(clock):

@@ -138,7 +138,7 @@ def _answer(task: Task, dtype: np.dtype[Any]) -> Application:
         "portions": wire.spans(task.portions),
     }
     status = 503 if task.status == "wait" else 200
-    if not task.vectors:
+    if task.vectors is None:
         return frame(status, wire.pieces(fields))
     shape = (task.n_vectors, len(task.vectors) // dtype.itemsize // task.n_vectors)
     entry = wire.Entry("vectors", dtype.str, shape)

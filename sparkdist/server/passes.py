@@ -37,7 +37,8 @@ class Task(NamedTuple):
     number: int = 0
     kind: str = ""
     portions: tuple[int, ...] = ()
-    vectors: bytes = b""
+    #: None if the worker has seen them.
+    vectors: bytes | None = None
     n_vectors: int = 0
 
 
@@ -167,9 +168,10 @@ class Passes:
                 self._workers.add(worker)
                 numbers = self._hand_out(worker, own, place, now)
                 if numbers:
-                    vectors = self._vectors if seen != self._number else b""
-                    n = self._n_vectors if vectors else 0
-                    return Task("work", self._number, self._kind, tuple(numbers), vectors, n)
+                    task = Task("work", self._number, self._kind, tuple(numbers))
+                    if seen == self._number:
+                        return task
+                    return task._replace(vectors=self._vectors, n_vectors=self._n_vectors)
                 if now >= deadline:
                     return Task("wait")
                 self._changed.wait(self._until(deadline, now) - now)

@@ -21,7 +21,7 @@ from sparkdist.fields import collect
 from sparkdist.layout import Layout, Model, type_of
 from sparkdist.objectives import Objective
 from sparkdist.penalties import Penalty
-from sparkdist.problem import Problem, as_objective
+from sparkdist.problem import Problem, as_objective, names_unpenalized
 from sparkdist.progress import TrainingProgress
 from sparkdist.result import Result
 from sparkdist.server.coded import rule_of
@@ -148,11 +148,11 @@ class ModelServer(Face):
         self._updater = adagrad(0.1) if updater is None else updater
         self._consistency = asp() if consistency is None else consistency
         problems: list[str] = []
-        (self._layout, w), self._free = _start(model, problems), {*unpenalized, "intercept"}
+        self._layout, w = _start(model, problems)
+        named = names_unpenalized(unpenalized, self._layout, problems)
+        self._free = {*named, "intercept"}
         problems += _problems(self._updater, self._consistency, penalty) + options.problems()
         problems += _problems_of_codec(codec, memory)
-        if unknown := sorted(set(unpenalized) - set(self._layout.names)):
-            problems.append(f"unpenalized names {unknown}; the model has {self._layout.names}")
         if problems:
             raise InvalidCall("ModelServer", problems)
         self._w, self._clip, self._damping = w, clip, damping
