@@ -16,8 +16,8 @@ from numpy.testing import assert_allclose, assert_array_equal
 from pyspark import TaskContext
 from pyspark.sql import SparkSession
 
-from sparkdist import DeepDist
-from sparkdist.errors import InvalidCall, PassFailed
+from sparkdist import DeepDist, ModelServer
+from sparkdist.errors import BadData, InvalidCall, PassFailed
 from tests.conftest import RETRYING
 
 pytestmark = pytest.mark.spark
@@ -190,3 +190,57 @@ def test_all_problems_of_a_call_come_together(spark: SparkSession) -> None:
     assert len(caught.value.problems) == 4
     with pytest.raises(InvalidCall, match="not running"):
         dd.train(spark.sparkContext.parallelize([1.0], 1), gradient, descent)
+
+
+def fails_once(model: Any, update: dict[str, Any]) -> None:
+    raise KeyError("the first mistake")
+
+
+def test_r51_a_fault_of_the_server_is_told_with_the_run_that_it_belongs_to(
+    spark: SparkSession,
+) -> None:
+    rows = spark.sparkContext.parallelize([1.0, 2.0], 1)
+    with DeepDist(fresh()) as dd:
+        with pytest.raises(PassFailed, match="the first mistake"):
+            dd.train(rows, gradient, fails_once)
+        with pytest.raises(PassFailed, match="division by zero") as second:
+            dd.train(rows, lambda model, rows: {"w": 1 / 0}, descent)
+    assert "the first mistake" not in str(second.value)
+
+
+def test_a_server_that_runs_is_not_started_twice(spark: SparkSession) -> None:
+    """The first one had no owner any more, and lived on beside the driver."""
+    with DeepDist(fresh()) as dd:
+        pid = dd._serving.supervisor.pid
+        with pytest.raises(InvalidCall, match="it runs already"):
+            dd.__enter__()
+        dd.train(spark.sparkContext.parallelize([1.0], 1), gradient, descent)
+        assert dd._serving.supervisor.pid == pid
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
+
+
+def test_a_run_in_a_run_is_refused_and_does_not_end_it(spark: SparkSession) -> None:
+    rows, refused = spark.sparkContext.parallelize([1.0, 2.0], 2), []
+
+    def again(status: dict[str, Any]) -> None:
+        with pytest.raises(InvalidCall, match="a run of its server goes on") as error:
+            dd.train(rows, gradient, fails_once)
+        refused.append(error)
+
+    with DeepDist(fresh()) as dd:
+        result = dd.train(rows, gradient, descent, callback=again)
+        assert refused and result.counts["applied"] == 2
+        dd.train(rows, gradient, descent)
+        assert_array_equal(dd.model["seen"], [4.0])
+
+
+@pytest.mark.parametrize("n_partitions", [0, 3])
+def test_data_without_rows_is_told(n_partitions: int, spark: SparkSession) -> None:
+    context = spark.sparkContext
+    rows = context.parallelize([], 3) if n_partitions else context.emptyRDD()
+    with DeepDist(fresh()) as dd, pytest.raises(BadData, match="the data has no rows"):
+        dd.train(rows, gradient, descent)
+    server = ModelServer(np.zeros(3))
+    with server, pytest.raises(BadData, match="the data has no rows"):
+        server.train(rows, lambda model, batch: model)

@@ -532,6 +532,33 @@ class Unhurried(Logistic):
         return super().value_and_grad(w, block)
 
 
+def slow(w, X, y, weight):
+    time.sleep(3.0)
+    return float(w @ w), w
+
+
+def test_a_pass_may_take_longer_than_workers_are_waited_for(small):
+    """Spark's books may know 10 s later that a task has started; the server knows at once."""
+    engine = ResidentEngine(small, patience=1.0)
+    assert minimize(slow, small, np.zeros(small.n_features), engine=engine).success
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        ({"idle": "x"}, "idle must be a number of seconds >= 0; it is 'x'"),
+        ({"patience": np.nan}, "patience must be a number of seconds >= 0; it is nan"),
+        ({"patience": None}, "patience must be a number of seconds >= 0; it is None"),
+    ],
+)
+def test_seconds_that_are_none_are_told(options, problem, small):
+    with pytest.raises(InvalidCall) as error:
+        ResidentEngine(small, **options)
+    assert error.value.problems == (problem,)
+    with pytest.raises(InvalidCall, match="dataset is a str; it must be a Dataset"):
+        ResidentEngine("small")
+
+
 def test_two_threads_may_use_one_dataset(small):
     def fit(strength: float) -> float:
         penalty, options = L2(strength), {"w0": np.ones(3), "max_iter": 0}

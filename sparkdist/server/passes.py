@@ -87,7 +87,7 @@ class Passes:
             # A worker brings at most everything, each portion with its loss and its weight.
             self.longest = 8 * self.n_portions * (size + 2)
             self._homes, self._missing, self._coordinator = {}, set(), None
-            self._workers = set()
+            self._workers, self.fault = set(), None
             self._changed.notify_all()
 
     def evaluate(

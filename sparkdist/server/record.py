@@ -80,10 +80,13 @@ def write_record(path: str | Path, events: Sequence[Event], plan: Mapping[str, A
     """Write a file, as a whole or not at all: a line of JSON that says what it is, one an event."""
     draft = Path(f"{path}.{os.getpid()}")
     head = {"format": _FORMAT, "events": len(events), "plan": dict(plan)}
-    with open(draft, "w") as file:
-        for line in (head, *events):
-            file.write(json.dumps(line) + "\n")
-    os.replace(draft, path)
+    try:
+        with open(draft, "w") as file:
+            for line in (head, *events):
+                file.write(json.dumps(line) + "\n")
+        os.replace(draft, path)
+    finally:
+        draft.unlink(missing_ok=True)
 
 
 def read_record(path: str | Path) -> list[Event]:

@@ -86,7 +86,7 @@ class Store:
         A worker's state takes at most ``state_bytes``; without any, none is let in.
         """
         with self._changed:
-            self.state_bytes = state_bytes
+            self.state_bytes, self.fault = state_bytes, None
             if self.ledger.run != run:
                 self.ledger = Ledger(run, n_workers, plan)
                 self._round.take()

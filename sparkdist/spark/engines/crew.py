@@ -16,6 +16,7 @@ from pyspark import InheritableThread
 from sparkdist.blocks import Array
 from sparkdist.client import Address
 from sparkdist.errors import PassFailed, WorkersMissing
+from sparkdist.fields import plain
 from sparkdist.objectives import Objective
 from sparkdist.server.supervisor import Supervisor
 from sparkdist.spark.data.dataset import Dataset
@@ -42,6 +43,15 @@ class Options(NamedTuple):
     patience: float
     messages: str = "<f8"
     ports: tuple[int, int] = ANY_PORT
+
+    def problems(self) -> list[str]:
+        """Say what is wrong with the seconds."""
+        given = {"idle": self.idle, "patience": self.patience}
+        return [
+            f"{name} must be a number of seconds >= 0; it is {value!r}"
+            for name, value in given.items()
+            if not plain(value) >= 0
+        ]
 
 
 class Crew:
@@ -184,7 +194,10 @@ class Crew:
             fault = server.ask("fault")
             raise PassFailed(f"{job.failed}\n{fault}") if fault else job.failed
         patience = self._options.patience
-        if job is not None and time.monotonic() - began > patience and (n := job.waiting()):
+        if job is None or time.monotonic() - began <= patience:
+            return
+        # Spark may note a task that has started 10 s later; the server has heard of its worker.
+        if (n := min(job.waiting(), job.n_tasks - server.ask("status")["workers"])) > 0:
             raise WorkersMissing(
                 f"no task slot was free within {patience:g} s for {n} of the resident engine's"
                 " workers; engine='aggregate' waits for its turn at each pass"
@@ -195,6 +208,7 @@ class _Job:
     """The Spark job of the workers, in a thread of its own."""
 
     def __init__(self, context: Any, workers: Any, stopped: Callable[[], None]):
+        self.n_tasks: int = workers.getNumPartitions()
         self._context, self._group = context, f"sparkdist-{uuid.uuid4().hex[:12]}"
         self.failed: PassFailed | None = None
 

@@ -17,7 +17,7 @@ from sparkdist.blocks import Array, Partial
 from sparkdist.errors import InvalidCall
 from sparkdist.objectives import Objective
 from sparkdist.spark.data.dataset import Dataset
-from sparkdist.spark.data.sources import find_dtype
+from sparkdist.spark.data.sources import describe, find_dtype
 from sparkdist.spark.engines.aggregate import AggregateEngine
 from sparkdist.spark.engines.crew import Crew, Options
 from sparkdist.spark.engines.seat import Seat
@@ -80,7 +80,11 @@ class ResidentEngine:
         port: int | tuple[int, int] = 0,
         seat: Seat | None = None,
     ):
-        problems: list[str] = []
+        if not isinstance(dataset, Dataset):
+            problem = f"dataset is {describe(dataset)}; it must be a Dataset"
+            raise InvalidCall("ResidentEngine", [problem])
+        options = Options(idle, patience)
+        problems = options.problems()
         kind = find_dtype(messages, problems, "messages")
         ports = ports_of(port, problems)
         if problems:
@@ -89,7 +93,7 @@ class ResidentEngine:
         if not isinstance(dataset.crew, Crew):
             dataset.crew = Crew(dataset)
         self._crew: Crew = dataset.crew
-        self._options = Options(idle, patience, kind.str, ports)
+        self._options = options._replace(messages=kind.str, ports=ports)
         if seat is not None:
             self._crew.take(seat, self._options)
         self._sent: tuple[Objective, bytes] | None = None

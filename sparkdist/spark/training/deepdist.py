@@ -22,7 +22,7 @@ from sparkdist.result import SEEN, Result
 from sparkdist.server.user_descent import UserDescent
 from sparkdist.skeleton import Skeleton, arrays_of
 from sparkdist.spark.data.sources import describe
-from sparkdist.spark.training.outcome import of_server
+from sparkdist.spark.training.outcome import of_server, refuse_no_rows
 from sparkdist.spark.training.server_options import ServerOptions
 from sparkdist.spark.training.serving import Face, Serving, Watch
 from sparkdist.spark.training.train import Loop
@@ -158,11 +158,13 @@ class DeepDist(Face):
         problems = _problems(rdd, gradient, descent, patience) + problems_of_callback(callback)
         if problems:
             raise InvalidCall("train", problems)
-        supervisor.use(UserDescent(self._skeleton, descent))
         make_units = _PartitionWork(self._skeleton, gradient)
-        with TrainingProgress(progress, None, self._serving.page_once) as bar:
+        told = TrainingProgress(progress, None, self._serving.page_once)
+        with self._serving.alone(), told as bar:
+            supervisor.use(UserDescent(self._skeleton, descent))
             watch = Watch(bar, callback)
             self._serving.run(rdd, make_units, Loop(patience=patience), {}, watch)
+            refuse_no_rows(self._serving, watch)
         return of_server(self._serving, watch, SEEN, x=self.model, fun=float("nan"))
 
 

@@ -248,6 +248,7 @@ class ModelServer(Face):
             raise InvalidCall("train", problems)
         own_rows = isinstance(data, RDD) and takes_rows(objective)
         with ExitStack() as stack:
+            stack.enter_context(self._serving.alone())
             dataset = None if own_rows else as_dataset(data, stack, columns)
             total = None if dataset is None else dataset.n_rows * plan.epochs
             bar = stack.enter_context(TrainingProgress(progress, total, self._serving.page_once))

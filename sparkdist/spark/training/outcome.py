@@ -12,6 +12,7 @@ import numpy as np
 from pyspark import RDD
 
 from sparkdist.blocks import Array, Partial
+from sparkdist.errors import BadData
 from sparkdist.layout import Layout
 from sparkdist.model import ensemble_of
 from sparkdist.problem import MeanLoss, Problem
@@ -25,7 +26,7 @@ from sparkdist.spark.training.serving import Serving, Watch
 from sparkdist.spark.training.units import RowWork
 from sparkdist.workers import local_sgd
 
-__all__ = ["of_objective", "of_rows", "of_server"]
+__all__ = ["of_objective", "of_rows", "of_server", "refuse_no_rows"]
 
 
 def of_server(serving: Serving, watch: Watch, end: tuple[int, str], **found: Any) -> Result:
@@ -79,6 +80,7 @@ def of_rows(
     watch: Watch,
 ) -> Result:
     """The result for the user's own rows: with an objective if their gradient gives losses."""
+    refuse_no_rows(serving, watch)
     w = _now(serving)
     if not serving.status()["weight"]:  # no push had a loss
         return of_server(serving, watch, SEEN, x=layout.unflatten(w), fun=float("nan"))
@@ -95,6 +97,12 @@ def of_rows(
     )
     end = end_of_epochs(now["fun"], before["fun"])
     return of_server(serving, watch, end, passes=2, **now)
+
+
+def refuse_no_rows(serving: Serving, watch: Watch) -> None:
+    """Raise BadData where a run on the user's own rows has met none: it is over at once."""
+    if not watch.stopped and not serving.status()["counts"].get("received"):
+        raise BadData("the data has no rows")
 
 
 def _now(serving: Serving) -> Array:

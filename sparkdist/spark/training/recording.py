@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,8 +20,9 @@ def problems_of_record(path: Any, resume: Any) -> list[str]:
     """Say why a run cannot be recorded there."""
     if path is None:
         return []
-    if not isinstance(path, str | Path) or not Path(path).absolute().parent.is_dir():
-        return [f"record is {path!r}; it must name a file in a folder that is there"]
+    if not isinstance(path, str | Path) or not _may_be_written(Path(path).absolute()):
+        rule = "it must name a file in a folder that is there, and may be written to"
+        return [f"record is {path!r}; {rule}"]
     if resume is not None:
         return ["record is for a run from its start, and resume goes on with one"]
     return []
@@ -38,4 +40,11 @@ def keep_record(supervisor: Supervisor, path: str | Path, plan: Mapping[str, Any
             why = f"the server was started again {supervisor.restarts} times"
         logger.warning("%s has not been written: %s", path, why)
         return
-    write_record(path, [Event(*event) for event in kept], plan)
+    try:
+        write_record(path, [Event(*event) for event in kept], plan)
+    except OSError as error:
+        logger.warning("%s has not been written: %s", path, error)
+
+
+def _may_be_written(path: Path) -> bool:
+    return path.parent.is_dir() and not path.is_dir() and os.access(path.parent, os.W_OK)

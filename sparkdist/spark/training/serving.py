@@ -7,9 +7,10 @@ import html
 import json
 import logging
 import secrets
+import threading
 import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager, ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any, TypeVar
 
 from pyspark import RDD, SparkContext
@@ -65,8 +66,11 @@ class Serving:
         self._consistency, self._options, self._push_bytes = consistency, options, push_bytes
         self._entries = model_entries(layout, w.dtype.str)
         self._stack: ExitStack | None = None
+        self._turn = threading.Lock()
 
     def __enter__(self) -> Serving:
+        if self.running:
+            raise InvalidCall("the model server", ["it runs already; leave its `with` first"])
         context = SparkContext._active_spark_context
         if context is None:
             problem = "there is no Spark session; make one first: it says where the driver is"
@@ -148,6 +152,23 @@ class Serving:
     def use(self, rule: Any) -> None:
         """Change how pushes are applied; a run that is resumed keeps the state of its updater."""
         self.supervisor.use(rule, keep=self._resuming)
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Refuse another run while this one goes on: it would end it.
+
+        Raises
+        ------
+        InvalidCall
+            In another thread's run, or in a callback of one.
+        """
+        if not self._turn.acquire(blocking=False):
+            problem = "a run of its server goes on; wait for its end, or make another server"
+            raise InvalidCall("train", [problem])
+        try:
+            yield
+        finally:
+            self._turn.release()
 
     def parameters(self) -> tuple[int, Array]:
         """Version and a copy of the parameters."""
