@@ -19,6 +19,7 @@ from sparkdist.comparison import Curve, thinned
 from sparkdist.errors import InvalidCall
 from sparkdist.updaters import sgd
 from tests.conftest import LOCAL, random_block
+from tests.job_count import counted_jobs
 
 
 def curve(name: str, fun: list[float], seconds: float = 1.0) -> Curve:
@@ -143,11 +144,41 @@ def test_n3_a_sleep_in_the_loss_changes_hardware_efficiency_alone(data):
 
 
 @pytest.mark.spark
-def test_nothing_to_compare_and_an_unknown_method_are_told_before_anything_runs(data):
-    with pytest.raises(InvalidCall, match="there is no method to compare"):
-        compare("logistic", data, [], 0.0)
-    with pytest.raises(InvalidCall, match="there is no method 'bfgs'"):
-        compare("logistic", data, ["bfgs"], 0.0)
+@pytest.mark.parametrize(
+    ("methods", "options", "problem"),
+    [
+        ([], {}, "there is no method to compare"),
+        (["lbfgs", "bfgs"], {}, "bfgs: there is no method 'bfgs'"),
+        ({"lbfgs": {}, "sgd": {"epochs": -1}}, {}, "sgd: epochs must be a whole number >= 1"),
+        ({"lbfgs": {"memroy": 1}}, {}, "lbfgs: lbfgs has no option 'memroy'; it has memory. Did"),
+        ({"lbfgs": {"w0": 1, "label": "y"}}, {}, "lbfgs: label is the same for all methods"),
+        ({"lbfgs": 3}, {}, "methods['lbfgs'] is 3; it must be a dict"),
+        (["gd", "gd"], {}, "methods is ['gd', 'gd'], with a name twice"),
+        ([["gd"]], {}, "methods is [['gd']]; it must be a list of names"),
+        ({5: {}}, {}, "methods is {5: {}}; it must be a list of names"),
+        (["gd"], {"target": math.nan}, "target is nan; it must be a value of the objective"),
+        (["gd"], {"target": True}, "target is True; it must be a value of the objective"),
+        (["gd"], {"objective": "logitic"}, "gd: there is no 'logitic'"),
+        (["gd"], {"callback": 3}, "gd: callback is 3; it must be a function"),
+        (["gd"], {"intercept": "no"}, "gd: intercept is 'no'; it must be True or False"),
+    ],
+    ids=str,
+)
+def test_what_cannot_be_compared_is_told_before_anything_runs(
+    data, spark, methods, options, problem
+):
+    given = {"objective": "logistic", "data": data, "target": 0.3} | options
+    with counted_jobs(spark.sparkContext) as jobs, pytest.raises(InvalidCall) as error:
+        compare(methods=methods, **given)
+    assert error.value.problems[0].startswith(problem) and jobs == []
+
+
+@pytest.mark.spark
+def test_a_callback_sees_exact_and_stochastic_methods(data):
+    for method in ("gd", "sgd"):
+        seen = []
+        compare("logistic", data, [method], 0.3, callback=seen.append)
+        assert seen and seen[-1].nit > 0
 
 
 @pytest.mark.spark

@@ -7,7 +7,6 @@ import logging
 import os
 import threading
 from collections.abc import Iterator
-from pickle import PicklingError
 
 import numpy as np
 import pytest
@@ -89,6 +88,8 @@ ARGUMENTS = [
         "lbfgs has no option 'regParam'; it has memory. A penalty is penalty=sparkdist.L2(1e-3),"
         " for instance",
     ),
+    ({"intercept": "no"}, "intercept is 'no'; it must be True or False"),
+    ({"deterministic": 1}, "deterministic is 1; it must be True or False"),
     ({"callback": 3}, "callback is 3; it must be a function, or None"),
     ({"method": "gd", "memory": 5}, "gd has no option 'memory'; it has step_rule, step"),
     ({"method": "newton_cg", "x": 5}, "newton_cg has no option 'x'; it has none"),
@@ -131,6 +132,14 @@ def test_a_wrong_objective_hides_no_other_problem(spark):
     found = problems_of(spark, "logitic", [1, 2], method="bfgs", tol=-1)
     assert [sentence.split("'")[1] for sentence in found if "'" in sentence][:1] == ["logitic"]
     assert len(found) == 4
+
+
+@pytest.mark.parametrize("kind", ["a session", "a lock"])
+def test_an_objective_that_cannot_travel_is_told_before_the_data_is_read(kind, spark, rdd):
+    held = spark.sparkContext if kind == "a session" else threading.Lock()
+    (found,) = problems_of(spark, lambda w, X, y: (float(held is None), w), rdd, np.zeros(3))
+    assert found.startswith("the objective cannot travel to the workers: ")
+    assert found.endswith("and no session, file or lock")
 
 
 OBJECTIVES = [
@@ -284,12 +293,6 @@ def test_a_gradient_of_another_shape_is_told(plain):
 
 
 @pytest.mark.usefixtures("no_broadcast_stays")
-def test_a_loss_that_cannot_travel_is_told(plain):
-    lock = threading.Lock()
-    with pytest.raises(PicklingError, match="cannot pickle '_thread.lock' object"):
-        minimize(lambda w, X, y: (lock, w), plain, np.zeros(3))
-
-
 def test_a_loss_that_is_not_finite_is_no_success(plain):
     found = minimize(lambda w, X, y: (np.nan, np.zeros(3)), plain, np.zeros(3))
     assert (found.success, found.status, found.passes) == (False, 3, 1)

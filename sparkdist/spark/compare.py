@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from numbers import Real
+from math import isfinite
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -15,8 +15,10 @@ from scipy.optimize import OptimizeResult
 
 from sparkdist.comparison import Comparison, Curve, thinned
 from sparkdist.errors import InvalidCall
+from sparkdist.fields import plain
 from sparkdist.problem import MeanLoss, as_objective, pose
 from sparkdist.result import Result
+from sparkdist.spark.asked import problems_of_call
 from sparkdist.spark.data.dataset import Dataset
 from sparkdist.spark.data.given import as_dataset, problems_of_data
 from sparkdist.spark.data.sources import refuse_connect
@@ -75,16 +77,18 @@ def compare(
     refuse_connect(data)
     columns = {name: options.pop(name) for name in _COLUMNS if name in options}
     named, problems = _named(methods)
-    problems += problems_of_data(data, columns)
-    if not isinstance(target, Real):
+    calls = {
+        name: {"method": name, "progress": False, **options, **own} for name, own in named.items()
+    }
+    problems += problems_of_data(data, columns) + _problems_of_calls(objective, w0, calls)
+    if not isfinite(plain(target)):
         problems.append(f"target is {target!r}; it must be a value of the objective")
     if problems:
         raise InvalidCall("compare", problems)
     curves, results = [], {}
     with ExitStack() as stack:
         dataset = as_dataset(data, stack, columns)
-        for name, own in named.items():
-            call = {"method": name, "progress": False, **options, **own}
+        for name, call in calls.items():
             run = _stochastic if call["method"] in NAMES else _exact
             curve, results[name] = run(name, objective, dataset, w0, call)
             curves.append(curve)
@@ -93,17 +97,32 @@ def compare(
 
 def _named(methods: Any) -> tuple[Mapping[str, Mapping[str, Any]], list[str]]:
     """Return the options of each method by its name, and what is wrong with them."""
-    if isinstance(methods, Mapping):
-        named = methods
-    elif isinstance(methods, Sequence) and not isinstance(methods, str):
-        named = {name: {} for name in methods}
-    else:
+    is_list = isinstance(methods, Sequence) and not isinstance(methods, str)
+    names = list(methods) if is_list or isinstance(methods, Mapping) else [None]
+    if not all(isinstance(name, str) for name in names):
         rule = 'it must be a list of names, ["lbfgs", "downpour"], or a dict of options by name'
         return {}, [f"methods is {methods!r}; {rule}"]
+    if len({*names}) < len(names):
+        return {}, [f"methods is {methods!r}, with a name twice; a dict has names of your own"]
+    named = methods if isinstance(methods, Mapping) else {name: {} for name in names}
     if not named:
         return {}, ["there is no method to compare"]
-    wrong = [name for name, own in named.items() if not isinstance(own, Mapping)]
-    return named, [f"methods[{name!r}] is {named[name]!r}; it must be a dict" for name in wrong]
+    wrong = {name: own for name, own in named.items() if not isinstance(own, Mapping)}
+    problems = [f"methods[{name!r}] is {own!r}; it must be a dict" for name, own in wrong.items()]
+    return {name: own for name, own in named.items() if name not in wrong}, problems
+
+
+def _problems_of_calls(objective: Any, w0: Any, calls: Mapping[str, Call]) -> list[str]:
+    """Say what is wrong with any of the calls: the first ones may take an hour."""
+    problems = []
+    for name, call in calls.items():
+        shared = sorted({"objective", "data", "w0", *_COLUMNS} & call.keys())
+        found = [f"{role} is the same for all methods" for role in shared]
+        apart = (*shared, "progress", "unpenalized")
+        asked = {option: value for option, value in call.items() if option not in apart}
+        _, more = problems_of_call(objective, w0, **asked)
+        problems += [f"{name}: {problem}" for problem in [*found, *more]]
+    return problems
 
 
 def _exact(name: str, objective: Any, data: Dataset, w0: Any, call: Call) -> tuple[Curve, Result]:
@@ -123,12 +142,14 @@ def _stochastic(
 ) -> tuple[Curve, Result]:
     """Run a method with a server; copies of its parameters are looked at afterwards."""
     seen: list[tuple[float, OptimizeResult]] = []
-    began = time.perf_counter()
+    began, own = time.perf_counter(), call.get("callback")
 
     def see(state: OptimizeResult) -> None:
         seen.append((time.perf_counter() - began, state))
+        if own is not None:
+            own(state)
 
-    result = minimize(objective, data, w0, callback=see, **call)
+    result = minimize(objective, data, w0, **{**call, "callback": see})
     objective_at, start = _evaluation(objective, data, w0, call)
     curve = Curve(name, staleness=_mean(result.staleness))
     curve.append(0.0, 0.0, 0.0, 0, objective_at(start))

@@ -15,7 +15,7 @@ from pyspark.sql import DataFrame
 from scipy.optimize import OptimizeResult
 
 from sparkdist import registry, solvers
-from sparkdist.checks import find_problems, parameters_of, problems_of_callback
+from sparkdist.checks import parameters_of
 from sparkdist.errors import InvalidCall
 from sparkdist.objectives import Objective, UserLoss
 from sparkdist.problem import (
@@ -23,13 +23,13 @@ from sparkdist.problem import (
     Engine,
     Penalty,
     Problem,
-    as_objective,
     pose,
     problems_of_metric,
 )
 from sparkdist.progress import Progress
 from sparkdist.result import Result
 from sparkdist.solving import Solving
+from sparkdist.spark.asked import MAX_ITER, TOL, problems_of_call
 from sparkdist.spark.data.dataset import Dataset
 from sparkdist.spark.data.given import as_dataset, named_columns, problems_of_data
 from sparkdist.spark.data.sources import refuse_connect
@@ -38,13 +38,11 @@ from sparkdist.spark.engines.resident import IDLE, ResidentEngine, what_speaks_a
 from sparkdist.spark.engines.seat import Seat
 from sparkdist.spark.network import context_of
 from sparkdist.spark.scoring import model_of
-from sparkdist.spark.training.stochastic import NAMES, descend, find_problems_of_options
+from sparkdist.spark.training.stochastic import NAMES, descend
 
 __all__ = ["minimize"]
 
 logger = logging.getLogger(__name__)
-
-_TOL, _MAX_ITER = 1e-6, 1000
 
 
 def minimize(
@@ -62,8 +60,8 @@ def minimize(
     unpenalized: Sequence[str] = (),
     engine: str | ResidentEngine = "aggregate",
     deterministic: bool = False,
-    tol: float = _TOL,
-    max_iter: int = _MAX_ITER,
+    tol: float = TOL,
+    max_iter: int = MAX_ITER,
     callback: Callable[[OptimizeResult], object] | None = None,
     progress: bool = True,
     **options: Any,
@@ -145,14 +143,12 @@ def minimize(
     began = time.perf_counter()
     refuse_connect(data)
     columns = named_columns(features=features, label=label, weight=weight)
-    loss, problems = _objective_or_problems(objective, w0)
-    problems += problems_of_callback(callback) + find_problems(
-        loss, method, penalty, bounds, options, tol=tol, max_iter=max_iter, on_server=NAMES
-    )
-    if method in NAMES:
-        exact = _given(tol, max_iter, bounds, deterministic and method != "sgd")
-        problems += find_problems_of_options(method, options, exact)
-    problems += _engine_problems(engine, data) + problems_of_data(data, columns)
+    loss, problems = problems_of_call(
+        objective, w0, data=data, method=method, penalty=penalty, bounds=bounds,
+        intercept=intercept, engine=engine, deterministic=deterministic, tol=tol,
+        max_iter=max_iter, callback=callback, **options,
+    )  # fmt: skip
+    problems += problems_of_data(data, columns)
     if loss is None or (problems and not isinstance(data, Dataset)):
         raise InvalidCall("minimize", problems)
     with ExitStack() as stack:
@@ -189,15 +185,6 @@ def _start(loss: Objective, options: Mapping[str, Any]) -> Any:
     return loss.initial(int(seed) if isinstance(seed, Integral) and int(seed) >= 0 else 0)
 
 
-def _engine_problems(engine: Any, data: Any) -> list[str]:
-    if isinstance(engine, ResidentEngine):
-        return [] if engine.dataset is data else ["the engine is one of another dataset"]
-    known = ("aggregate", "resident", "auto")
-    return (
-        [] if engine in known else [f"there is no engine {engine!r}; there are {', '.join(known)}"]
-    )
-
-
 def _early_seat(engine: Any, method: str, data: Any, stack: ExitStack) -> Seat | None:
     """Have the resident engine's server start while the data is ingested."""
     if engine != "resident" or method in NAMES or isinstance(data, Dataset):
@@ -218,24 +205,6 @@ def _make_engine(
     if engine == "resident":
         return ResidentEngine(dataset, deterministic=deterministic, seat=seat)
     return AggregateEngine(dataset, deterministic=deterministic)
-
-
-def _objective_or_problems(objective: Any, w0: Any) -> tuple[Objective | None, list[str]]:
-    try:
-        return as_objective(objective, w0), []
-    except InvalidCall as error:
-        return None, list(error.problems)
-
-
-def _given(tol: float, max_iter: int, bounds: Any, deterministic: bool) -> list[str]:
-    """Name the arguments that only exact methods know, and that were given."""
-    given = {
-        "tol": tol != _TOL,
-        "max_iter": max_iter != _MAX_ITER,
-        "bounds": bounds is not None,
-        "deterministic": deterministic,
-    }
-    return [name for name, is_given in given.items() if is_given]
 
 
 def _metric_problems(method: str, problem: Problem) -> list[str]:
