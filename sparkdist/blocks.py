@@ -7,12 +7,12 @@ from math import isfinite
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
 if TYPE_CHECKING:  # a server process starts in half the time without SciPy
     from scipy.sparse import csr_array
 
-__all__ = ["Array", "Block", "Matrix", "Partial", "all_finite"]
+__all__ = ["Array", "Block", "Matrix", "Partial", "all_finite", "reals"]
 
 Array: TypeAlias = NDArray[np.floating[Any]]
 Matrix: TypeAlias = "Array | csr_array"
@@ -48,6 +48,23 @@ class Partial:
         A vector of zeros would be shipped with every task: Spark pull request 15963.
         """
         return cls(0.0, np.zeros(()), 0.0)
+
+
+def reals(values: Any, dtype: DTypeLike = np.float64) -> Array:
+    """Return an array of floating-point numbers; of an array of ``dtype``, itself.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For what is no number; also for what NumPy would make one without a word: complex numbers,
+        of which half would be lost, dates, and masked values, which would count.
+    """
+    if np.ma.is_masked(values):
+        raise ValueError("some of its values are masked")
+    found = np.asarray(values)
+    if found.dtype.kind in "cmM":
+        raise ValueError(f"it holds {found.dtype}")
+    return found.astype(dtype, copy=False)
 
 
 def all_finite(values: Array) -> bool:

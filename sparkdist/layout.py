@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import ArrayLike
 
-from sparkdist.blocks import Array
+from sparkdist.blocks import Array, reals
 
 __all__ = ["Layout", "Model", "type_of"]
 
@@ -58,11 +58,17 @@ class Layout:
         return found
 
     def flatten(self, model: ArrayLike | Mapping[str, ArrayLike]) -> Array:
-        """Copy a model of this layout into one new float64 vector of shape (size,)."""
+        """Copy a model of this layout into one new float64 vector of shape (size,).
+
+        Raises
+        ------
+        TypeError, ValueError
+            For what is no array of numbers.
+        """
         arrays = model if isinstance(model, Mapping) else {None: model}
         flat = np.empty(self.size)
         for name, where in self.slices().items():
-            flat[where] = np.ravel(arrays[name])  # type: ignore[index]
+            flat[where] = reals(arrays[name]).ravel()  # type: ignore[index]
         return flat
 
     def unflatten(self, flat: Array) -> Model:

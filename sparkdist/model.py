@@ -18,7 +18,7 @@ from safetensors.numpy import load, save
 from scipy.sparse import csr_array, issparse
 
 from sparkdist import objectives, registry
-from sparkdist.blocks import Array, Matrix
+from sparkdist.blocks import Array, Matrix, reals
 from sparkdist.errors import InvalidCall, ModelFileError
 from sparkdist.layout import Layout
 from sparkdist.layout import Model as Parameters
@@ -29,6 +29,7 @@ __all__ = ["Model", "ensemble_of", "labels_of", "pooled_scores", "stack"]
 M = TypeVar("M", bound="Model")
 _FORMAT, _OF_ENSEMBLES = 1, 2
 _ONE_ARRAY = "parameters"  # safetensors has no nameless tensors
+_OWN = "own"  # the objective's name where it is a function of the user's
 #: What reading a damaged file can raise.
 _DAMAGE = (OSError, SafetensorError, KeyError, TypeError, ValueError, RecursionError)
 
@@ -57,19 +58,35 @@ class Model:
     def scores(self, X: ArrayLike) -> Array:
         """Scores of the rows of X (n, d), dense or sparse: (n,), or (n, n_classes).
 
+        Of a pandas DataFrame the columns are taken by the names that the model was trained on, if
+        it was trained on a list of columns.
+
         Raises
         ------
         InvalidCall
-            If X does not have ``n_features`` columns, or the loss is the user's own, of which
-            only its author knows how it predicts.
+            If X does not have ``n_features`` columns, or those names, or has no numbers; or if the
+            loss is the user's own, of which only its author knows how it predicts.
         """
         self.require_known_loss()
-        kind = np.float64  # of X too, or the objective would multiply in float32
-        X = csr_array(X, dtype=kind) if issparse(X) else np.asarray(X, dtype=kind)
+        # In float64, also of X, or the objective would multiply in float32.
+        try:
+            X = csr_array(X, dtype=np.float64) if issparse(X) else reals(self._by_name(X))
+        except (TypeError, ValueError) as error:
+            problem = f"X is a {type(X).__name__}; it must be an array of numbers: {error}"
+            raise InvalidCall("predict", [problem]) from None
         if X.ndim != 2 or X.shape[1] != self.n_features:
             problem = f"X must have shape (n, {self.n_features}); it has {X.shape}"
             raise InvalidCall("predict", [problem])
         return pooled_scores(self.objective, self.flat(), X, self.shares)
+
+    def _by_name(self, X: Any) -> Any:
+        names = [name for name in getattr(X, "columns", ()) if isinstance(name, str)]
+        if not names or isinstance(self.features, str):
+            return X
+        if missing := [name for name in self.features if name not in names]:
+            problem = f"there are no columns {missing}, which the model was trained on"
+            raise InvalidCall("predict", [f"{problem}; there are {names}"])
+        return X[self.features]
 
     def flat(self) -> Array:
         """Copy the parameters into one vector, in the order of the objective.
@@ -88,7 +105,10 @@ class Model:
             raise InvalidCall("this model cannot predict", [problem])
 
     def predict(self, X: ArrayLike) -> Array:
-        """Predictions for the rows of X, shape (n,): labels as in the training data, or means."""
+        """Predictions for the rows of X, shape (n,): labels as in the training data, or means.
+
+        Of a row with NaN it is NaN.
+        """
         return self.from_scores(self.scores(X))
 
     def predict_proba(self, X: ArrayLike) -> Array:
@@ -112,21 +132,25 @@ class Model:
     def from_scores(self, scores: Array) -> Array:
         """Predictions for scores, in the labels of the training data."""
         predicted = self.objective.predict(scores)
-        if self.objective.classifies and scores.ndim == 1:
-            return np.where(predicted > 0, self.labels[1], self.labels[0])
-        return predicted
+        if not self.objective.classifies:
+            return predicted
+        if scores.ndim == 1:
+            predicted = np.where(predicted > 0, self.labels[1], self.labels[0])
+        # NaN is below 0, and the largest: it would be of a class.
+        unknown = np.isnan(scores.reshape(len(scores), -1)).any(axis=1)
+        return np.where(unknown, np.nan, predicted)
 
     def save(self, folder: str | Path) -> Path:
         """Write the folder, and return it; files of an earlier model are replaced.
 
+        Code is not saved: of a loss that is the user's own function the folder holds the
+        parameters, and all else that is here.
+
         Raises
         ------
         InvalidCall
-            If the loss is the user's own function: code is not saved.
+            If the objective is of the user's own class.
         """
-        if isinstance(self.objective, UserLoss):
-            problem = "its loss is your own function, and code is not saved; save `result.x`"
-            raise InvalidCall("save", [problem])
         if not type(self.objective).__module__.startswith("sparkdist.objectives."):
             problem = f"{type(self.objective).__name__} is your own class, and code is not saved"
             raise InvalidCall("save", [f"{problem}; save `result.x`"])
@@ -144,10 +168,7 @@ class Model:
     def _description(self, tensors: bytes) -> dict[str, Any]:
         return {
             "format": _OF_ENSEMBLES if self.shares else _FORMAT,
-            "objective": {
-                "name": type(self.objective).__module__.rpartition(".")[2],
-                "arguments": vars(self.objective),
-            },
+            "objective": self._named_objective(),
             "parameters": {
                 name: list(array.shape) for name, array in _named(self.parameters).items()
             },
@@ -163,9 +184,17 @@ class Model:
             },
         }
 
+    def _named_objective(self) -> dict[str, Any]:
+        if isinstance(self.objective, UserLoss):
+            return {"name": _OWN, "arguments": {}}
+        name = type(self.objective).__module__.rpartition(".")[2]
+        return {"name": name, "arguments": vars(self.objective)}
+
     @classmethod
     def load(cls: type[M], folder: str | Path) -> M:
         """Read a folder that :meth:`save` wrote.
+
+        The objective of one whose loss was the user's own function says only that it was.
 
         Raises
         ------
@@ -195,8 +224,7 @@ class Model:
             raise ValueError(
                 f"model.json speaks of {description['parameters']}, the tensors are {shapes}"
             )
-        kind = registry.get(objectives, description["objective"]["name"])
-        objective = kind(**description["objective"]["arguments"])
+        objective = _objective(description["objective"], description["parameters"])
         low, high = description["labels"]
         return cls(
             objective,
@@ -207,6 +235,19 @@ class Model:
             description["metrics"],
             shares,
         )
+
+
+def _not_saved(w: Any, X: Any, y: Any) -> Any:
+    problem = "its loss was its author's own function, which the folder does not hold"
+    raise InvalidCall("this model", [problem])
+
+
+def _objective(saved: Mapping[str, Any], shapes: Mapping[str, Sequence[int]]) -> Objective:
+    if saved["name"] == _OWN:
+        named = ((None if name == _ONE_ARRAY else name, size) for name, size in shapes.items())
+        return UserLoss(_not_saved, Layout(tuple((name, tuple(size)) for name, size in named)))
+    found: Objective = registry.get(objectives, saved["name"])(**saved["arguments"])
+    return found
 
 
 def pooled_scores(objective: Objective, w: Array, X: Matrix, shares: Sequence[float]) -> Array:
@@ -275,11 +316,12 @@ def _in_order(
     shapes = {name: array.shape for name, array in arrays.items()}
     shape = objective.shape(n_features)
     if objective.own_layout is not None:
-        wanted = {str(name): (*many, *size) for name, size in objective.own_layout.shapes}
+        own = objective.own_layout.shapes
+        wanted = {name or _ONE_ARRAY: (*many, *size) for name, size in own}
     elif shapes == {_ONE_ARRAY: (*many, *shape)}:
         return arrays[_ONE_ARRAY]
     else:
         wanted = {"weights": (*many, *shape), "intercept": (*many, *shape[1:])}
     if shapes != wanted:
         raise ValueError(f"{objective} needs {wanted}, the tensors are {shapes}")
-    return {name: arrays[name] for name in wanted}
+    return arrays[_ONE_ARRAY] if [*wanted] == [_ONE_ARRAY] else {n: arrays[n] for n in wanted}

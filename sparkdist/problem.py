@@ -98,7 +98,26 @@ def as_objective(objective: Any, w0: Any) -> Objective:
     if w0 is None:
         problem = "w0 is missing: it tells sparkdist the shape of your function's parameters"
         raise InvalidCall("minimize", [problem])
-    return UserLoss(objective, Layout.of(w0))
+    return UserLoss(objective, _read(w0)[0])
+
+
+def _read(w0: Any) -> tuple[Layout, Array]:
+    """Return layout and vector of a model.
+
+    Raises
+    ------
+    InvalidCall
+        If it is none.
+    """
+    try:
+        layout = Layout.of(w0)
+        flat = layout.flatten(w0)
+        if not layout.shapes:
+            raise ValueError("it has no arrays")
+    except (TypeError, ValueError) as error:
+        rule = "it must be an array of numbers, or a dict of named ones"
+        raise InvalidCall("minimize", [f"w0 is {w0!r:.80}; {rule}: {error}"]) from error
+    return layout, flat
 
 
 def pose(
@@ -163,7 +182,11 @@ def _start(w0: Any, layout: Layout, problems: list[str]) -> Array:
     """Flatten w0, or the objective's own start; zeros where there is neither."""
     if w0 is None:
         return np.zeros(layout.size)
-    given = Layout.of(w0)
+    try:
+        given, _ = _read(w0)
+    except InvalidCall as error:
+        problems += error.problems
+        return np.zeros(layout.size)
     if dict(given.shapes) != dict(layout.shapes):
         problems.append(f"w0 is {given}; the model is {layout}")
         return np.zeros(layout.size)

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.testing import assert_allclose, assert_array_equal
 
-from sparkdist.blocks import Block, Partial, all_finite
+from sparkdist.blocks import Block, Partial, all_finite, reals
 
 repeatable = settings(derandomize=True, deadline=None, max_examples=50)
 numbers = st.floats(-1e6, 1e6)
@@ -101,3 +101,30 @@ def test_a_vector_is_finite_exactly_if_all_its_elements_are(width, data):
     vector = np.array(elements, f"f{width // 8}")
     assert all_finite(vector) is all(map(math.isfinite, elements))
     assert all_finite(vector[::-2]) is all(map(math.isfinite, elements[::-2]))
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        (np.ma.masked_greater([1.0, 9.0], 5.0), "some of its values are masked"),
+        (np.array([1j]), "it holds complex128"),
+        ([1 + 2j], "it holds complex128"),
+        (np.array(["2026-01-01"], "M8[s]"), "it holds datetime64"),
+        (np.array([1], "m8[s]"), "it holds timedelta64"),
+        (["word"], "could not convert string"),
+        ([[1.0], [1.0, 2.0]], "inhomogeneous"),
+    ],
+    ids=str,
+)
+def test_what_numpy_would_make_numbers_without_a_word_is_none(values, said):
+    with pytest.raises((TypeError, ValueError), match=said):
+        reals(values)
+
+
+def test_numbers_become_floating_point_and_arrays_of_the_type_stay_themselves():
+    own = np.array([1.0, 2.0])
+    assert reals(own) is own
+    assert reals(own, np.float32).dtype == np.float32
+    for values in ([1, 2], (True, 2), np.ma.array([1, 2]), np.array([1, 2], np.int8)):
+        found = reals(values)
+        assert found.dtype == np.float64 and found.tolist() == [1.0, 2.0]

@@ -1,10 +1,12 @@
 """Model: predictions from closed forms, and a folder that comes back whole or not at all."""
 
+import dataclasses
 import json
 import pickle
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import safetensors.numpy
 from numpy.testing import assert_allclose, assert_array_equal
@@ -12,6 +14,7 @@ from scipy.sparse import csr_array
 from scipy.special import expit
 
 from sparkdist import Model, objectives, registry
+from sparkdist.blocks import Block
 from sparkdist.errors import InvalidCall, ModelFileError
 from sparkdist.layout import Layout
 from sparkdist.objectives import Hinge, Huber, Logistic, Poisson, Softmax, Squared, UserLoss
@@ -112,13 +115,59 @@ def test_features_of_another_shape_are_refused(shape):
     assert caught.value.problems == (f"X must have shape (n, 4); it has {shape}",)
 
 
-def test_ones_own_loss_neither_predicts_nor_saves(tmp_path):
-    loss = UserLoss(lambda w, X, y: (0.0, w), Layout.of(np.zeros(D)))
-    model = Model(loss, np.zeros(D), D)
-    with pytest.raises(InvalidCall, match="use its `parameters` as your loss means them"):
-        model.predict(X)
-    with pytest.raises(InvalidCall, match="code is not saved; save `result.x`"):
-        model.save(tmp_path / "model")
+@pytest.mark.parametrize("bad", [[["a"] * D], [[1.0], [1.0, 2.0]], X * 1j, "abc"], ids=str)
+def test_what_is_no_array_of_numbers_is_refused(bad):
+    with pytest.raises(InvalidCall, match="X is a .*; it must be an array of numbers"):
+        fitted(Logistic(), intercept=False).predict(bad)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_of_a_row_with_nan_nobody_knows(name):
+    model, holed = fitted(registry.get(objectives, name)(), intercept=True), X.copy()
+    holed[1, 2] = np.nan
+    found, whole = model.predict(holed), model.predict(X)
+    assert np.isnan(found[1])
+    assert_array_equal(np.delete(found, 1), np.delete(whole, 1))
+
+
+def test_columns_of_a_pandas_frame_are_taken_by_name():
+    names = ["a", "b", "c", "d"]
+    model = dataclasses.replace(fitted(Logistic(), intercept=True), features=names)
+    frame = pd.DataFrame(X, columns=names).assign(label=1.0)
+    for given in (frame[["label", "d", "b", "a", "c"]], pd.DataFrame(X)):  # no names: by position
+        assert_allclose(model.scores(given), model.scores(X), rtol=1e-13)
+    with pytest.raises(InvalidCall, match=r"no columns \['d'\], which the model was trained on"):
+        model.predict(frame.drop(columns="d"))
+
+
+@pytest.mark.parametrize("parameters", [np.arange(3.0), {"w": np.ones((2, 3)), "b": np.array(7.0)}])
+def test_ones_own_loss_saves_its_parameters_and_predicts_nothing(parameters, tmp_path):
+    loss = UserLoss(lambda w, X, y: (0.0, w), Layout.of(parameters))
+    model = Model(loss, parameters, 3, features=["a", "b", "c"], metrics={"auc": 0.5})
+    back = Model.load(model.save(tmp_path / "model"))
+    assert (back.n_features, back.features, back.metrics) == (3, ["a", "b", "c"], {"auc": 0.5})
+    assert back.objective.layout == loss.layout
+    found = back.parameters
+    if isinstance(parameters, dict):
+        assert list(found) == ["w", "b"]
+        assert_array_equal(found["w"], parameters["w"])
+        assert_array_equal(found["b"], 7.0)
+    else:
+        assert_array_equal(found, parameters)
+    for one in (model, back):
+        with pytest.raises(InvalidCall, match="use its `parameters` as your loss means them"):
+            one.predict(X)
+    block = Block(np.ones((1, 3)), np.ones(1), np.ones(1))
+    with pytest.raises(InvalidCall, match="which the folder does not hold"):
+        back.objective.value_and_grad(np.zeros(loss.layout.size), block)
+
+
+def test_ones_own_class_is_not_saved(tmp_path):
+    class Own(Logistic):
+        pass
+
+    with pytest.raises(InvalidCall, match="Own is your own class, and code is not saved"):
+        Model(Own(), np.zeros(D), D).save(tmp_path / "model")
     assert not (tmp_path / "model").exists()
 
 

@@ -204,6 +204,34 @@ def test_evaluate_gives_weighted_means_of_loss_and_error(spark):
         assert found == pytest.approx(expected, rel=1e-12)
 
 
+def test_evaluate_takes_what_minimize_takes(spark):
+    y = np.arange(N) % 2.0
+    table = [(*x, float(a), float(b)) for x, a, b in zip(X.tolist(), y, WEIGHT, strict=True)]
+    df = spark.createDataFrame(table, [*NAMES, "label", "importance"])
+    model = SparkModel(Logistic(), BINARY.parameters, D, features=NAMES)
+    with Dataset.from_arrays(spark, X, y, WEIGHT) as data:
+        expected = model.evaluate(data)
+        for wrong in (data, df, df.rdd):
+            for ask in (model.predict_proba, *([model.predict] if wrong is not df else [])):
+                with pytest.raises(InvalidCall, match="it must be an array; predict"):
+                    ask(wrong)
+    assert model.evaluate(df, weight="importance") == pytest.approx(expected, rel=1e-12)
+    mirrored = df.toDF("c", "b", "a", "y", "importance")
+    columns = {"features": ["c", "b", "a"], "label": "y", "weight": "importance"}
+    assert model.evaluate(mirrored, **columns) == pytest.approx(expected, rel=1e-12)
+    rows = spark.sparkContext.parallelize([*zip(X, y, WEIGHT, strict=True)], 2)
+    assert model.evaluate(rows) == pytest.approx(expected, rel=1e-12)
+    with pytest.raises(InvalidCall, match="data is a ndarray; it must be a Dataset, a DataFrame"):
+        model.evaluate(X)
+
+
+def test_of_a_row_with_nan_nobody_knows(spark):
+    df = spark.createDataFrame([([float("nan")] * D,), (X[0].tolist(),)], "features array<double>")
+    first, second = BINARY.predict(df).collect()
+    assert np.isnan([first.prediction, first.probability]).all()
+    assert second.prediction == BINARY.predict(X[:1])[0]
+
+
 def test_evaluate_softmax(spark):
     y = np.arange(N) % 3.0
     odds = np.exp(X @ CLASSES)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from pyspark import RDD
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 from pyspark.sql.pandas.functions import arrow_udf
@@ -18,8 +20,9 @@ from sparkdist.objectives import Objective
 from sparkdist.spark.data.dataframe import plan_columns
 from sparkdist.spark.data.dataset import Dataset
 from sparkdist.spark.data.from_arrow import feature_matrix
+from sparkdist.spark.data.given import as_dataset, named_columns, problems_of_data
 from sparkdist.spark.data.ingest import BadRow
-from sparkdist.spark.data.sources import refuse_connect
+from sparkdist.spark.data.sources import describe, refuse_connect
 
 __all__ = ["SparkModel", "load", "model_of"]
 
@@ -41,23 +44,50 @@ class SparkModel(Model):
             If the features are not there, or, for an array, not ``n_features`` of them.
         """
         refuse_connect(X)
-        return self._transform(X, features) if isinstance(X, DataFrame) else super().predict(X)
+        if isinstance(X, DataFrame):
+            return self._transform(X, features)
+        _refuse_distributed("predict", X)
+        return super().predict(X)
 
-    def evaluate(self, dataset: Dataset) -> dict[str, float]:
-        """Weighted means over a dataset's rows.
+    def predict_proba(self, X: Any) -> Array:
+        """Probabilities for the rows of an array; for a DataFrame :meth:`predict` has them."""
+        refuse_connect(X)
+        _refuse_distributed("predict_proba", X)
+        return super().predict_proba(X)
+
+    def evaluate(
+        self,
+        data: Dataset | DataFrame | RDD[Any],
+        *,
+        features: str | Sequence[str] | None = None,
+        label: str | None = None,
+        weight: str | None = None,
+    ) -> dict[str, float]:
+        """Weighted means over the rows of a dataset, or of what :func:`minimize` takes for one.
 
         ``loss``, without penalty; and ``error_rate``, the share of wrong labels, or
         ``mean_squared_error``.  Labels of two classes may be {0, 1} or {-1, +1}, whatever the
-        model was trained on.
+        model was trained on.  ``features``, by default what it was trained on, ``label`` and
+        ``weight`` are columns of a DataFrame.
 
         Raises
         ------
         InvalidCall
-            If the dataset does not have ``n_features`` features.
+            If the data does not have ``n_features`` features.
         BadData
             For labels that the objective does not know.
         """
+        refuse_connect(data)
         self.require_known_loss()
+        columns = named_columns(features=features, label=label, weight=weight)
+        if problems := problems_of_data(data, columns):
+            raise InvalidCall("evaluate", problems)
+        if isinstance(data, DataFrame):
+            columns = {"features": self.features, **columns}
+        with ExitStack() as stack:
+            return self._evaluate(as_dataset(data, stack, columns))
+
+    def _evaluate(self, dataset: Dataset) -> dict[str, float]:
         if dataset.n_features != self.n_features:
             problem = f"the model has {self.n_features} features, the data {dataset.n_features}"
             raise InvalidCall("evaluate", [problem])
@@ -105,6 +135,13 @@ class SparkModel(Model):
             return pa.StructArray.from_arrays([_arrow(v) for v in found.values()], list(found))
 
         return score
+
+
+def _refuse_distributed(caller: str, X: Any) -> None:
+    """Refuse what would be an array of one object."""
+    if isinstance(X, DataFrame | Dataset | RDD):
+        cure = "predict(df) adds columns to a DataFrame, evaluate(data) takes them all"
+        raise InvalidCall(caller, [f"X is {describe(X)}; it must be an array; {cure}"])
 
 
 def _sums(objective: Objective, w: Array, shares: Sequence[float], block: Block) -> Array:

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import DTypeLike
 from scipy.sparse import csr_array, issparse
 
-from sparkdist.blocks import Array, Block, Matrix
+from sparkdist.blocks import Array, Block, Matrix, reals
 from sparkdist.spark.data.ingest import BLOCK_BYTES, BadRow
 
 __all__ = ["blocks_of_elements"]
@@ -88,8 +88,8 @@ def _ready(X: Any, y: Any, weight: Any) -> Block:
     # A pandas DataFrame has no dtype of its own.
     kind = np.float32 if getattr(X, "dtype", None) == np.float32 else np.float64
     try:
-        X = csr_array(X, dtype=kind) if issparse(X) else np.asarray(X, dtype=kind)
-        y, weight = np.asarray(y, dtype=np.float64), np.asarray(weight, dtype=np.float64)
+        X = csr_array(X, dtype=kind) if issparse(X) else reals(X, kind)
+        y, weight = reals(y), reals(weight)
     except (TypeError, ValueError) as error:
         raise BadRow(0, f"a block has arrays that are not numbers ({error})") from None
     if X.ndim != 2 or X.shape[0] != len(y) or weight.shape not in ((), y.shape):
@@ -109,7 +109,7 @@ def _row(x: Any, y: Any, weight: Any, row: int) -> _Row:
     if x is None:
         raise BadRow(row, "the features are null")
     try:
-        values = np.asarray(x.toArray() if hasattr(x, "toArray") else x, dtype=np.float64)
+        values = reals(x.toArray() if hasattr(x, "toArray") else x)
     except (TypeError, ValueError) as error:
         raise BadRow(row, f"the features are not numbers ({error})") from None
     if values.ndim != 1:

@@ -12,7 +12,7 @@ from pyspark import RDD, SparkContext
 from pyspark.sql import DataFrame, SparkSession
 from scipy.sparse import csr_array, issparse
 
-from sparkdist.blocks import Array, Block, Matrix
+from sparkdist.blocks import Array, Block, Matrix, reals
 from sparkdist.errors import InvalidCall, UnsupportedSession
 from sparkdist.spark.failures import told_plainly
 from sparkdist.spark.jobs import run_job
@@ -145,6 +145,8 @@ def slices_of_arrays(
     problems = list(problems)
     kind = np.float32 if getattr(X, "dtype", None) == np.float32 else np.float64
     X = csr_array(X) if issparse(X) else _numbers("X", X, kind, problems)
+    if X.dtype.kind in "cO":
+        problems.append(f"X is a sparse matrix of {X.dtype}, and not of numbers")
     y = _numbers("y", y, np.float64, problems)
     weight = np.ones(y.shape) if weight is None else _numbers("weight", weight, y.dtype, problems)
     if X.ndim != 2 or y.ndim != 1 or X.shape[0] != len(y):
@@ -164,7 +166,7 @@ def slices_of_arrays(
 def _numbers(name: str, values: Any, kind: DTypeLike, problems: list[str]) -> Array:
     """Return an array of numbers; what cannot be made one is added to ``problems``."""
     try:
-        return np.asarray(values, dtype=kind)
+        return reals(values, kind)
     except (TypeError, ValueError) as error:
         problems.append(f"{name} is {describe(values)}, and not an array of numbers: {error}")
         return np.empty((0, 0) if name == "X" else 0)
