@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,18 +25,18 @@ def python_blocks(page: Path = README) -> list[str]:
 def test_the_python_of_the_readme_runs(
     spark: SparkSession, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    df = sparkdist.read_dataframe(spark, "a9a-test").limit(500)
-    names = {"df": df}
+    names: dict[str, Any] = {}
     blocks = python_blocks()
     first, one_line, own_rows, stochastic, deepdist, point, comparison = blocks
     with monkeypatch.context() as easier:
-        # A pass is a Spark job here, and the optimum not the point: 22 jobs for the first, not 131.
+        # The optimum is not the point: 22 passes for the first, not 131.
         easier.setitem(sparkdist.minimize.__kwdefaults__, "tol", 1e-3)
         exec(compile(first, str(README), "exec"), names)
         assert "converged" in capsys.readouterr().out
         assert len(names["figure"].axes) == 4
         exec(compile(one_line, str(README), "exec"), names)
         assert set(names["result"].x) == {"weights", "intercept"}
+    names["df"] = sparkdist.read_dataframe(spark, "a9a-test").limit(500)
     exec(compile(own_rows, str(README), "exec"), names)
     assert names["result"].fun < 1.0  # half the variance of five kinds of stars is 1
     exec(compile(stochastic, str(README), "exec"), names)

@@ -86,8 +86,8 @@ class Dataset:
     Every constructor takes ``dtype="float32"``, NumPy's dtype or its name.  Dense rows then take
     half the space and a pass about half the time; sparse ones two thirds of the space and as
     much time as before.  A linear loss multiplies in float32 and does everything else in
-    float64: the objective is known to about 1e-8 of its size.  A ``tol`` below 1e-5 may ask for
-    more than that, and ``lbfgs`` then ends without success next to the optimum.
+    float64: the objective is known to about 1e-8 of its size.  Where ``tol`` asks for more, a
+    solver stops there, with success, and says so.
     """
 
     def __init__(
