@@ -10,7 +10,10 @@ from math import inf
 from numbers import Integral, Real
 from typing import Any
 
+import numpy as np
+
 from sparkdist import registry, solvers
+from sparkdist.fields import collect, plain
 from sparkdist.objectives import Objective
 from sparkdist.penalties import L1, L2, ElasticNet
 
@@ -55,9 +58,9 @@ def find_problems(
     What a solver can do is read off its signature: bounds, if it has a parameter ``bounds``.
     """
     problems = []
-    if not (isinstance(tol, Real) and tol >= 0):
+    if not plain(tol) >= 0:
         problems.append(f"tol is {tol!r}; it must be 0 or more")
-    if not (isinstance(max_iter, Real) and max_iter >= 0):
+    if not plain(max_iter) >= 0:
         problems.append(f"max_iter is {max_iter!r}; it must be 0 or more")
     elif max_iter != inf and max_iter % 1:
         problems.append(f"max_iter is {max_iter!r}; it must be a whole number")
@@ -74,7 +77,8 @@ def find_problems(
         _warn_of_kinks(loss)
     has_l1 = penalty is not None and penalty.l1 > 0
     problems += _unsupported(loss, method, has_l1, bounds is not None)
-    return problems + _unknown_options(method, options) + _mistyped_options(method, options)
+    wrong = _unknown_options(method, options) + _mistyped_options(method, options)
+    return problems + (wrong or _values_refused(method, options))
 
 
 def problems_of_names(owner: str, given: Iterable[str], known: Sequence[str]) -> list[str]:
@@ -138,6 +142,20 @@ def _mistyped_options(method: str, options: Mapping[str, Any]) -> list[str]:
         fits = isinstance(value, base) and not isinstance(value, bool)
         if not fits and not (value is None and others == ["None"]):
             problems.append(f"{name} is {value!r}; it must be {rule}")
+    return problems
+
+
+def _values_refused(method: str, options: Mapping[str, Any]) -> list[str]:
+    """Ask the solver itself, for a function that is flat: it is at the end at once."""
+    problems: list[str] = []
+    wanted, needed = parameters_of(method), {"hessp": None, "metric": None, "l1": 0.0}
+    with collect(problems):
+        registry.get(solvers, method)(
+            lambda w: (0.0, np.zeros(1)),
+            np.zeros(1),
+            **{name: value for name, value in needed.items() if name in wanted},
+            **options,
+        )
     return problems
 
 

@@ -90,6 +90,12 @@ METHODS = "there are gd, lbfgs, newton_cg, owlqn, preconditioned_lbfgs, downpour
             {"method": "newton_cg", "loss": OWN},
             "newton_cg needs Hessian-vector products, and UserLoss has none; use lbfgs",
         ),
+        ({"options": {"memory": 0}}, "memory is 0; it must be 1 or more"),
+        (
+            {"method": "gd", "options": {"step_rule": "constant"}},
+            "step_rule='constant' needs a step, below 2 / (largest curvature)",
+        ),
+        ({"tol": True}, "tol is True; it must be 0 or more"),
         (
             {"options": {"mem": 5}},
             "lbfgs has no option 'mem'; it has memory. Did you mean 'memory'?",

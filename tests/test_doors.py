@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from pyspark.sql import SparkSession
 
-from sparkdist import Dataset, DeepDist, ModelServer, compare, minimize
+from sparkdist import Dataset, DeepDist, Logistic, ModelServer, SparkModel, compare, minimize
 from sparkdist.errors import InvalidCall
 from tests.job_count import counted_jobs
 
@@ -144,6 +144,29 @@ def test_a_comparison_that_cannot_be_made_is_told(methods, target, sentence, spa
     assert problem.startswith(sentence)
 
 
+@pytest.mark.parametrize(
+    ("columns", "problem"),
+    [
+        ({"features": 5}, "features must be the name of a column, or a list of names; it is 5"),
+        ({"features": (c for c in "ab")}, "features must be the name of a column, or a list"),
+        ({"features": ["a", None]}, "features must be the name of a column, or a list of names"),
+        ({"label": ["label"]}, "label and weight must be names of columns; one is ['label']"),
+        ({"weight": 3}, "label and weight must be names of columns; one is 3"),
+    ],
+    ids=str,
+)
+def test_what_are_no_names_of_columns_is_told(columns, problem, spark, tmp_path):
+    df = spark.createDataFrame([(1.0, 0.0)], ["features", "label"])
+    df.write.parquet(str(tmp_path / "rows"))
+    for make in (
+        lambda: Dataset.from_dataframe(df, **columns),
+        lambda: Dataset.from_parquet(spark, str(tmp_path / "rows"), **columns),
+    ):
+        with pytest.raises(InvalidCall) as error:
+            make()
+        assert error.value.problems[0].startswith(problem)
+
+
 def test_a_session_that_was_stopped_is_told_at_every_door(start, folder):
     spark = start("local[1]", folder)
     df = spark.range(3)
@@ -156,3 +179,20 @@ def test_a_session_that_was_stopped_is_told_at_every_door(start, folder):
         Dataset.from_dataframe(df)
     with pytest.raises(InvalidCall, match="the session of the RDD was stopped"):
         Dataset.from_rdd(rdd)
+    for data in (df, rdd):
+        with pytest.raises(InvalidCall, match="the session of the data was stopped"):
+            minimize("logistic", data)
+    model = SparkModel(Logistic(), np.zeros(1), 1)
+    with pytest.raises(InvalidCall, match="the session of the DataFrame was stopped"):
+        model.predict(df)
+
+
+def test_a_server_of_a_session_that_was_stopped_says_so(start, folder):
+    spark = start("local[1]", folder)
+    rows = spark.sparkContext.parallelize([1.0], 1)
+    with ModelServer(np.zeros(1)) as server, DeepDist(np.zeros(1)) as dd:
+        spark.stop()
+        with pytest.raises(InvalidCall, match="the session that it was started in was stopped"):
+            server.train(rows, lambda model, batch: model)
+        with pytest.raises(InvalidCall, match="the session that it was started in was stopped"):
+            dd.train(rows, lambda model, batch: model, lambda model, update: None)

@@ -22,7 +22,7 @@ from sparkdist.spark.data.dataset import Dataset
 from sparkdist.spark.data.from_arrow import feature_matrix
 from sparkdist.spark.data.given import as_dataset, named_columns, problems_of_data
 from sparkdist.spark.data.ingest import BadRow
-from sparkdist.spark.data.sources import describe, refuse_connect
+from sparkdist.spark.data.sources import describe, refuse_connect, refuse_not_dataframe
 
 __all__ = ["SparkModel", "load", "model_of"]
 
@@ -45,6 +45,7 @@ class SparkModel(Model):
         """
         refuse_connect(X)
         if isinstance(X, DataFrame):
+            refuse_not_dataframe(X)
             return self._transform(X, features)
         _refuse_distributed("predict", X)
         return super().predict(X)

@@ -20,7 +20,14 @@ from sparkdist.spark.data.from_arrow import Columns
 from sparkdist.spark.data.ingest import Handle, keep
 from sparkdist.spark.data.residency import Place
 
-__all__ = ["handle_of_row", "how_to_name", "ingested_dataframe", "leaks", "plan_columns"]
+__all__ = [
+    "handle_of_row",
+    "how_to_name",
+    "ingested_dataframe",
+    "leaks",
+    "plan_columns",
+    "refuse_no_names",
+]
 
 #: PySpark has the workers of SQL shorten their tracebacks, and starts others for RDDs, which do
 #: not: for this setting alone twice as many processes that have everything to import.
@@ -45,6 +52,7 @@ def plan_columns(
 
     ``scalars`` are the label, and perhaps the weight; ``problems`` what is known to be wrong.
     """
+    refuse_no_names(caller, features, scalars, problems)
     names = [features] if isinstance(features, str) else list(features)
     types = {field.name: field.dataType for field in df.schema}
     problems = [*problems, *([] if names else ["the list of feature columns is empty"])]
@@ -56,6 +64,23 @@ def plan_columns(
     columns = _feature_columns(kind, names)
     plan = Columns(kind, len(columns), has_weight=len(scalars) == 2)
     return [*columns, *(_column(name).cast("double") for name in scalars)], plan
+
+
+def refuse_no_names(
+    caller: str, features: Any, scalars: Sequence[Any], problems: Sequence[str]
+) -> None:
+    """Raise InvalidCall for what are no names of columns, with the other ``problems``."""
+    found = [
+        f"label and weight must be names of columns; one is {name!r:.80}"
+        for name in scalars
+        if not isinstance(name, str)
+    ]
+    is_list = isinstance(features, list | tuple) and all(isinstance(f, str) for f in features)
+    if not (isinstance(features, str) or is_list):
+        rule = "features must be the name of a column, or a list of names"
+        found.insert(0, f"{rule}; it is {features!r:.80}")
+    if found:
+        raise InvalidCall(caller, [*problems, *found])
 
 
 def leaks(names: Sequence[str], scalars: Sequence[str]) -> list[str]:

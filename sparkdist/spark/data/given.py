@@ -11,6 +11,7 @@ from pyspark.sql import DataFrame
 
 from sparkdist.spark.data.dataset import Dataset
 from sparkdist.spark.data.sources import describe
+from sparkdist.spark.network import context_of, has_stopped
 
 __all__ = ["as_dataset", "named_columns", "problems_of_data"]
 
@@ -24,6 +25,9 @@ def problems_of_data(data: Any, columns: Mapping[str, Any] | None = None) -> lis
     """Find what is wrong with the data; ``columns`` are those that were named, by their role."""
     if not isinstance(data, Dataset | DataFrame | RDD):
         return [f"data is {describe(data)}; it must be a Dataset, a DataFrame or an RDD"]
+    context = data.context if isinstance(data, Dataset) else context_of(data)
+    if has_stopped(context):
+        return ["the session of the data was stopped"]
     if columns and not isinstance(data, DataFrame):
         named, kind = ", ".join(columns), type(data).__name__
         return [f"{named} can only be given with a DataFrame, whose columns they name, not {kind}"]

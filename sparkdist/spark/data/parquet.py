@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bisect
 import logging
+import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ import pyarrow.parquet as pq
 
 from sparkdist.blocks import Block
 from sparkdist.errors import BadData, InvalidCall
-from sparkdist.spark.data.dataframe import how_to_name, leaks
+from sparkdist.spark.data.dataframe import how_to_name, leaks, refuse_no_names
 from sparkdist.spark.data.from_arrow import Columns
 
 __all__ = ["ParquetReader", "Split", "plan"]
@@ -85,6 +86,12 @@ def plan(
     BadData
         If there are no rows.
     """
+    scalars = [label] if weight is None else [label, weight]
+    refuse_no_names("from_parquet", features, scalars, problems)
+    paths = path if isinstance(path, list | tuple) else [path]
+    if not all(isinstance(one, str | os.PathLike) for one in paths):
+        problem = f"path must be a path, or a list of them; it is {path!r:.80}"
+        raise InvalidCall("from_parquet", [*problems, problem])
     # On the driver alone: it brings pandas, for which a worker would wait 0.3 s.
     import pyarrow.dataset
 

@@ -12,7 +12,7 @@ from pyspark.sql.types import NumericType
 from sparkdist import datasets
 from sparkdist.errors import InvalidCall
 from sparkdist.spark.data.dataset import Dataset
-from sparkdist.spark.data.sources import read_libsvm
+from sparkdist.spark.data.sources import context_of_session, find_count, read_libsvm
 
 __all__ = ["FORMATS", "read_dataframe", "read_dataset"]
 
@@ -38,6 +38,14 @@ def read_dataset(
     by default ``features``; in CSV every numeric column but label and weight.  ``dtype`` is that
     of dense features, as in :meth:`Dataset.from_dataframe`.
     """
+    problems: list[str] = []
+    context_of_session("read", spark, problems)
+    find_count(n_partitions, 1, problems)
+    if _embedded(data) and (features, label, weight, n_features) != (None, "label", None, None):
+        rule = "takes no features, label, weight or n_features: its rows are vectors and labels"
+        problems.append(f"{data} {rule}")
+    if problems:
+        raise InvalidCall("read", problems)
     if _embedded(data):
         X, y = datasets.load(*_embedded(data))
         return Dataset.from_arrays(spark, X, y, n_partitions=n_partitions, dtype=dtype)
@@ -56,6 +64,7 @@ def read_dataframe(
     spark: SparkSession, data: str, kind: str | None = None, *, n_features: int | None = None
 ) -> DataFrame:
     """Read ``data`` as a DataFrame, lazily where Spark can."""
+    context_of_session("read", spark)
     if _embedded(data):
         return _embedded_dataframe(spark, *_embedded(data))
     kind = kind or _guess(data)
@@ -80,6 +89,9 @@ def default_features(
 
 def _embedded(data: str) -> tuple[str, str] | tuple[()]:
     """Name and split of an embedded data set, nothing for a path."""
+    if not isinstance(data, str):
+        rule = "data must be a path, or the name of an embedded data set"
+        raise InvalidCall("read", [f"{rule}; it is {data!r:.80}"])
     name, _, split = data.partition("-")
     if name in datasets.names() and split in ("", "train", "test"):
         return name, split or "train"

@@ -22,6 +22,7 @@ from sparkdist.result import SEEN, Result
 from sparkdist.server.user_descent import UserDescent
 from sparkdist.skeleton import Skeleton, arrays_of
 from sparkdist.spark.data.sources import describe
+from sparkdist.spark.network import has_stopped
 from sparkdist.spark.training.outcome import of_server, refuse_no_rows
 from sparkdist.spark.training.server_options import ServerOptions
 from sparkdist.spark.training.serving import Face, Serving, Watch
@@ -208,6 +209,8 @@ def _problems(rdd: Any, gradient: Any, descent: Any, patience: Any) -> list[str]
     problems = []
     if not isinstance(rdd, RDD):
         problems.append(f"rdd is {describe(rdd)}; it must be an RDD, df.rdd for instance")
+    elif has_stopped(rdd.context):
+        problems.append("the session of the data was stopped")
     for name, function in (("gradient", gradient), ("descent", descent)):
         if not callable(function):
             problems.append(f"{name} is a {type(function).__name__}; it must be a function")

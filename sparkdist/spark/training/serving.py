@@ -27,7 +27,14 @@ from sparkdist.server import page
 from sparkdist.server.rules import Rule, model_entries
 from sparkdist.server.setup import Setup
 from sparkdist.server.supervisor import Supervisor, reserve_port
-from sparkdist.spark.network import bind_host, driver_host, hosts_of, ports_of, task_slots
+from sparkdist.spark.network import (
+    bind_host,
+    driver_host,
+    has_stopped,
+    hosts_of,
+    ports_of,
+    task_slots,
+)
 from sparkdist.spark.training.recording import keep_record
 from sparkdist.spark.training.server_options import ServerOptions
 from sparkdist.spark.training.train import Loop, Plan, run_job, unreachable_from, work
@@ -126,6 +133,9 @@ class Serving:
         """
         if self._stack is None:
             problem = "its server is not running; use it in a `with`"
+            raise InvalidCall("the model server", [problem])
+        if has_stopped(self.context):
+            problem = "the session that it was started in was stopped; make a new server"
             raise InvalidCall("the model server", [problem])
         return self._supervisor
 
