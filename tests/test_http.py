@@ -7,6 +7,7 @@ their sections of RFC 9110 and 9112, and of PEP 3333.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
 import select
 import socket
@@ -33,7 +34,7 @@ from sparkdist.server.http import connection as module
 from sparkdist.server.http import server as server_module
 from sparkdist.server.http.connection import Connection
 from sparkdist.server.http.head import BadHead, end_of_head, read_head
-from sparkdist.server.http.poller import Poller
+from sparkdist.server.http.poller import Poller, PortablePoller
 from sparkdist.server.supervisor import reserve_port
 from tests.proxies import reset
 
@@ -674,6 +675,13 @@ def test_r47_the_end_of_a_tls_connection_is_told(tls):
 # --- many connections -------------------------------------------------------------------------
 
 
+@pytest.fixture(params=[Poller, PortablePoller])
+def kind(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The poller of a server, which there is for Linux and for all systems."""
+    monkeypatch.setattr(server_module, "Poller", request.param)
+    return request.param
+
+
 class Nested:
     """An application whose requests say that they are inside, and wait to be let out."""
 
@@ -765,7 +773,7 @@ def test_a_thread_that_cannot_be_started_is_tried_again_with_the_next_request(mo
             assert client.recv(1 << 16).startswith(b"HTTP/1.1 200 OK")
 
 
-def test_r33_clients_that_ask_and_ask_hold_no_thread():
+def test_r33_clients_that_ask_and_ask_hold_no_thread(kind):
     """A turn has one answer, so that others have theirs, and nobody waits with a stranger."""
     serving, done = Serving(Echo(), 2), threading.Event()
 
@@ -868,8 +876,8 @@ def test_r33_clients_that_read_nothing_hold_no_thread():
         assert time.monotonic() - began < 4
 
 
-def test_what_is_ready_is_told_once_until_it_is_asked_for_again():
-    poller = Poller()
+def test_what_is_ready_is_told_once_until_it_is_asked_for_again(kind):
+    poller = kind()
     ours, theirs = socket.socketpair()
     with ours, theirs, ThreadPoolExecutor(1) as pool:
         theirs.sendall(b"x")
@@ -884,7 +892,86 @@ def test_what_is_ready_is_told_once_until_it_is_asked_for_again():
             poller.rearm(ours.fileno(), select.POLLIN)
 
 
-def test_requests_one_after_the_other_take_one_thread_and_leave_one_at_the_poll():
+def told(poller: Any, n: int, times: int) -> list[bytes]:
+    """What eight threads read of n sockets, a byte each time that they are told of one."""
+    read: list[bytes] = []
+    end, bell = socket.socketpair()
+    pairs = [socket.socketpair() for _ in range(n)]
+    ours = {pair[0].fileno(): pair[0] for pair in pairs}
+
+    def work() -> None:
+        while (descriptor := poller.wait()) != end.fileno():
+            read.append(ours[descriptor].recv(1, socket.MSG_DONTWAIT))
+            poller.rearm(descriptor, select.POLLIN)
+        poller.rearm(descriptor, select.POLLIN)  # for the next thread to end
+
+    with contextlib.ExitStack() as stack, ThreadPoolExecutor(8) as pool:
+        for one in (end, bell, *itertools.chain(*pairs)):
+            stack.callback(one.close)
+        working = [pool.submit(work) for _ in range(8)]
+        for descriptor in (end.fileno(), *ours):
+            poller.add(descriptor)
+        for theirs in [theirs for _, theirs in pairs] * times:
+            theirs.send(b"x")
+        deadline = time.monotonic() + 10.0
+        while len(read) < n * times and time.monotonic() < deadline:
+            time.sleep(0.01)
+        bell.send(b"x")
+        for one in working:
+            one.result(10.0)
+    return read
+
+
+def test_every_socket_is_told_each_time_that_it_is_asked_for_and_to_one_thread(kind):
+    """None is lost, and none told to a second thread, which would find nothing to read."""
+    assert told(kind(), 20, 50) == [b"x"] * 1000
+
+
+def test_nobody_waits_busily(kind):
+    poller, (ours, theirs) = kind(), socket.socketpair()
+    with ours, theirs, ThreadPoolExecutor(1) as pool:
+        poller.add(ours.fileno())
+        waiting = pool.submit(poller.wait)
+        time.sleep(0.1)
+        before = time.process_time()
+        time.sleep(0.5)
+        assert time.process_time() - before < 0.2
+        theirs.send(b"x")
+        assert waiting.result(10.0) == ours.fileno()
+
+
+def test_a_socket_that_is_closed_while_it_is_waited_for_stops_nobody(kind):
+    poller = kind()
+    gone, (ours, theirs) = socket.socketpair(), socket.socketpair()
+    with ours, theirs, ThreadPoolExecutor(1) as pool:
+        poller.add(gone[0].fileno())
+        poller.add(ours.fileno())
+        number = gone[0].fileno()
+        waiting = pool.submit(poller.wait)
+        gone[0].close()
+        gone[1].close()
+        theirs.send(b"x")
+        assert waiting.result(10.0) in (ours.fileno(), number)
+
+
+@pytest.mark.parametrize("kind", [PortablePoller], indirect=True)
+def test_a_server_without_epoll_serves(kind):
+    serving = Serving(Nested(), 8)
+    with contextlib.ExitStack() as stack, ThreadPoolExecutor(8) as pool:
+        for _ in range(20):
+            stack.enter_context(serving.connect())  # silent
+        for _ in range(20):
+            found = list(pool.map(serving.ask, [GET] * 8))
+            assert all(answer.startswith(b"HTTP/1.1 200 OK") for answer in found)
+        serving.app.inside, serving.app.gate = threading.Semaphore(0), threading.Event()
+        asking = [pool.submit(serving.ask, GET) for _ in range(7)]
+        for _ in asking:
+            assert serving.app.inside.acquire(timeout=10.0)  # all at the same time
+        serving.app.gate.set()
+        assert all(one.result(10.0).startswith(b"HTTP/1.1 200 OK") for one in asking)
+
+
+def test_requests_one_after_the_other_take_one_thread_and_leave_one_at_the_poll(kind):
     def threads() -> int:
         return sum(thread.name == "sparkdist http" for thread in threading.enumerate())
 
