@@ -935,9 +935,9 @@ def test_nobody_waits_busily(kind):
         time.sleep(0.1)
         before = time.process_time()
         time.sleep(0.5)
-        assert time.process_time() - before < 0.2
+        busy = time.process_time() - before
         theirs.send(b"x")
-        assert waiting.result(10.0) == ours.fileno()
+        assert waiting.result(10.0) == ours.fileno() and busy < 0.2
 
 
 def test_a_socket_that_is_closed_while_it_is_waited_for_stops_nobody(kind):
