@@ -19,6 +19,7 @@ from pyspark.sql import SparkSession
 from sparkdist import DeepDist, ModelServer
 from sparkdist.errors import BadData, InvalidCall, PassFailed
 from tests.conftest import RETRYING
+from tests.job_count import counted_jobs
 
 pytestmark = pytest.mark.spark
 
@@ -190,6 +191,25 @@ def test_all_problems_of_a_call_come_together(spark: SparkSession) -> None:
     assert len(caught.value.problems) == 4
     with pytest.raises(InvalidCall, match="not running"):
         dd.train(spark.sparkContext.parallelize([1.0], 1), gradient, descent)
+
+
+def test_functions_that_cannot_travel_are_told_before_anything_runs(spark: SparkSession) -> None:
+    context = spark.sparkContext
+    rows = context.parallelize([1.0], 1)
+
+    def held(model: Any, other: Any) -> Any:
+        return context.parallelize([1.0]).sum()
+
+    with DeepDist(fresh()) as dd, counted_jobs(context) as jobs:
+        with pytest.raises(InvalidCall) as error:
+            dd.train(rows, held, held)
+    first, second = error.value.problems
+    assert first.startswith("gradient cannot travel to the workers: ")
+    assert second.startswith("descent cannot travel to the workers: ")
+    with ModelServer(np.zeros(3)) as server:
+        with pytest.raises(InvalidCall, match="the objective cannot travel to the workers: "):
+            server.train(rows, held)
+    assert jobs == []
 
 
 def fails_once(model: Any, update: dict[str, Any]) -> None:

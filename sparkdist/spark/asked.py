@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from pyspark.cloudpickle import dumps
-
 from sparkdist.checks import find_problems, problems_of_callback
 from sparkdist.errors import InvalidCall
 from sparkdist.objectives import Objective
 from sparkdist.problem import as_objective
 from sparkdist.spark.engines.resident import ResidentEngine
+from sparkdist.spark.failures import cannot_travel
 from sparkdist.spark.training.stochastic import NAMES, find_problems_of_options
 
 __all__ = ["MAX_ITER", "TOL", "problems_of_call"]
@@ -56,12 +55,7 @@ def _objective_or_problems(objective: Any, w0: Any) -> tuple[Objective | None, l
         loss = as_objective(objective, w0)
     except InvalidCall as error:
         return None, list(error.problems)
-    try:
-        dumps(loss)  # type: ignore[no-untyped-call]
-    except Exception as error:  # pickling runs code of the user's own
-        cure = "it may use arrays and numbers of its surroundings, and no session, file or lock"
-        return loss, [f"the objective cannot travel to the workers: {error}; {cure}"]
-    return loss, []
+    return loss, cannot_travel("the objective", loss)
 
 
 def _given(tol: float, max_iter: int, bounds: Any, deterministic: bool) -> list[str]:

@@ -22,6 +22,7 @@ from sparkdist.result import SEEN, Result
 from sparkdist.server.user_descent import UserDescent
 from sparkdist.skeleton import Skeleton, arrays_of
 from sparkdist.spark.data.sources import describe
+from sparkdist.spark.failures import cannot_travel
 from sparkdist.spark.network import has_stopped
 from sparkdist.spark.training.outcome import of_server, refuse_no_rows
 from sparkdist.spark.training.server_options import ServerOptions
@@ -214,6 +215,7 @@ def _problems(rdd: Any, gradient: Any, descent: Any, patience: Any) -> list[str]
     for name, function in (("gradient", gradient), ("descent", descent)):
         if not callable(function):
             problems.append(f"{name} is a {type(function).__name__}; it must be a function")
+        problems += cannot_travel(name, function)
     if not (isinstance(patience, int | float) and patience > 0):
         problems.append(f"patience is {patience!r}; it must be more than 0")
     return problems

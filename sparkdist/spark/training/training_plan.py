@@ -14,6 +14,7 @@ from sparkdist.layout import Layout
 from sparkdist.objectives import Objective
 from sparkdist.spark.data import given
 from sparkdist.spark.data.dataset import Dataset
+from sparkdist.spark.failures import cannot_travel
 from sparkdist.workers import Epochs, Worker, downpour
 
 __all__ = [
@@ -80,7 +81,7 @@ def problems_of_data(data: Any, objective: Any, columns: Mapping[str, Any]) -> l
         return problems
     if not isinstance(data, RDD) and takes_rows(objective):
         return ["gradient(model, rows) is for an RDD; of a dataset f(w, X, y) gets arrays"]
-    return []
+    return cannot_travel("the objective", objective)
 
 
 def takes_rows(objective: Any) -> bool:
