@@ -67,7 +67,7 @@ def main() -> None:
         f" that they share with the server; steps of {RATE} times the mean gradient of 64 rows, or"
         " with torch of twice 64. Before the clock starts data are ingested or"
         " loaded and Spark's Python workers have imported what they need.",
-        "Whole: for sparkdist the call of `train`, with Spark's jobs and a pass for the final"
+        "Whole: for sparkdist the call of `train`, with Spark's jobs and two passes for the"
         " objective; for Elephas the call of `fit`, with the start of its server. Batches: from"
         " the first to the last push that the driver sees applied, looking five times a second;"
         f" for torch from the first batch to the last. {told}",

@@ -59,7 +59,7 @@ def reals(values: Any, dtype: DTypeLike = np.float64) -> Array:
         For what is no number; also for what NumPy would make one without a word: complex numbers,
         of which half would be lost, dates, and masked values, which would count.
     """
-    if np.ma.is_masked(values):
+    if isinstance(values, np.ma.MaskedArray) and np.ma.is_masked(values):
         raise ValueError("some of its values are masked")
     found = np.asarray(values)
     if found.dtype.kind in "cmM":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import logging
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,14 +16,20 @@ from sparkdist.fields import collect, plain
 from sparkdist.objectives import Objective
 from sparkdist.penalties import L1, L2, ElasticNet
 
-__all__ = ["find_problems", "parameters_of", "problems_of_callback", "problems_of_names"]
+__all__ = [
+    "AT_THE_DOOR",
+    "find_problems",
+    "parameters_of",
+    "problems_of_callback",
+    "problems_of_names",
+]
 
 logger = logging.getLogger(__name__)
 
 #: Parameters of solvers that have a parameter of their own at the front door.
 _NOT_OPTIONS = ("fun", "w0", "tol", "max_iter", "callback", "l1", "bounds", "hessp", "metric")
 #: What :func:`sparkdist.minimize` has for all methods.
-_AT_THE_DOOR = (
+AT_THE_DOOR = (
     "w0", "features", "label", "weight", "method", "penalty", "bounds", "intercept",
     "unpenalized", "engine", "deterministic", "tol", "max_iter", "callback", "progress",
 )  # fmt: skip
@@ -71,8 +76,7 @@ def find_problems(
         return problems
     if method not in registry.names(solvers):
         known = [*registry.names(solvers), *on_server]
-        told = registry.unknown(method, known).removesuffix(".")
-        return [*problems, told.replace("no ", "no method ", 1)]
+        return [*problems, registry.unknown(method, known, "method")]
     if loss is not None:
         _warn_of_kinks(loss)
     has_l1 = penalty is not None and penalty.l1 > 0
@@ -81,23 +85,30 @@ def find_problems(
     return problems + (wrong or _values_refused(method, options))
 
 
-def problems_of_names(owner: str, given: Iterable[str], known: Sequence[str]) -> list[str]:
-    """Say which options it does not have, which it has, and what may have been meant."""
+def problems_of_names(
+    owner: str, given: Iterable[str], known: Sequence[str], door: Sequence[str] = AT_THE_DOOR
+) -> list[str]:
+    """Say which options it does not have, which it has, and what may have been meant.
+
+    ``door`` are the names of what is there for all.
+    """
     has = ", ".join(known) or "none"
+    there = [*known, *door]
     return [
-        f"{owner} has no option {name!r}; it has {has}{_hint(name, known)}"
+        f"{owner} has no option {name!r}; it has {has}{_hint(name, there)}"
         for name in given
         if name not in known
     ]
 
 
-def _hint(name: str, known: Sequence[str]) -> str:
-    if name in _RATES and "updater" in known:
-        return ". The rate is the updater's: updater=sparkdist.updaters.sgd(0.1), for instance"
-    if name in _STRENGTHS:
+def _hint(name: str, there: Sequence[str]) -> str:
+    if name in _STRENGTHS and "penalty" in there:
         return ". A penalty is penalty=sparkdist.L2(1e-3), for instance"
-    close = difflib.get_close_matches(name, [*known, *_AT_THE_DOOR], n=1)
-    return f". Did you mean {close[0]!r}?" if close else ""
+    for part in ("rate", "inner", "updater") if name in _RATES else ():
+        if part in there:
+            value = "0.1" if part == "rate" else "sparkdist.updaters.sgd(0.1)"
+            return f". The rate is {part}={value}, for instance"
+    return registry.meant(name, [one for one in there if one != name])
 
 
 def problems_of_callback(callback: Any) -> list[str]:

@@ -110,9 +110,9 @@ def whole(least: int, most: int | None = None) -> Callable[[object], int]:
 
 def flag(value: object) -> bool:
     """Check True or False."""
-    if not isinstance(value, bool):
+    if not isinstance(value, bool) and type(value).__name__ not in ("bool", "bool_"):  # NumPy's
         raise ValueError(f"must be True or False; it is {value!r}")
-    return value
+    return bool(value)
 
 
 def optional(rule: Rule) -> Rule:

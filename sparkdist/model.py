@@ -68,9 +68,10 @@ class Model:
             loss is the user's own, of which only its author knows how it predicts.
         """
         self.require_known_loss()
+        X = self._by_name(X)
         # In float64, also of X, or the objective would multiply in float32.
         try:
-            X = csr_array(X, dtype=np.float64) if issparse(X) else reals(self._by_name(X))
+            X = csr_array(X, dtype=np.float64) if issparse(X) else reals(X)
         except (TypeError, ValueError) as error:
             problem = f"X is a {type(X).__name__}; it must be an array of numbers: {error}"
             raise InvalidCall("predict", [problem]) from None
@@ -137,7 +138,7 @@ class Model:
         if scores.ndim == 1:
             predicted = np.where(predicted > 0, self.labels[1], self.labels[0])
         # NaN is below 0, and the largest: it would be of a class.
-        unknown = np.isnan(scores.reshape(len(scores), -1)).any(axis=1)
+        unknown = np.isnan(scores) if scores.ndim == 1 else np.isnan(scores).any(axis=1)
         return np.where(unknown, np.nan, predicted)
 
     def save(self, folder: str | Path) -> Path:
@@ -169,6 +170,7 @@ class Model:
         return {
             "format": _OF_ENSEMBLES if self.shares else _FORMAT,
             "objective": self._named_objective(),
+            "nameless": not isinstance(self.parameters, dict),
             "parameters": {
                 name: list(array.shape) for name, array in _named(self.parameters).items()
             },
@@ -224,7 +226,7 @@ class Model:
             raise ValueError(
                 f"model.json speaks of {description['parameters']}, the tensors are {shapes}"
             )
-        objective = _objective(description["objective"], description["parameters"])
+        objective = _objective(description)
         low, high = description["labels"]
         return cls(
             objective,
@@ -242,10 +244,12 @@ def _not_saved(w: Any, X: Any, y: Any) -> Any:
     raise InvalidCall("this model", [problem])
 
 
-def _objective(saved: Mapping[str, Any], shapes: Mapping[str, Sequence[int]]) -> Objective:
+def _objective(description: Mapping[str, Any]) -> Objective:
+    saved, shapes = description["objective"], description["parameters"]
     if saved["name"] == _OWN:
-        named = ((None if name == _ONE_ARRAY else name, size) for name, size in shapes.items())
-        return UserLoss(_not_saved, Layout(tuple((name, tuple(size)) for name, size in named)))
+        nameless = description["nameless"]
+        named = ((None if nameless else name, tuple(size)) for name, size in shapes.items())
+        return UserLoss(_not_saved, Layout(tuple(named)))
     found: Objective = registry.get(objectives, saved["name"])(**saved["arguments"])
     return found
 
@@ -324,4 +328,5 @@ def _in_order(
         wanted = {"weights": (*many, *shape), "intercept": (*many, *shape[1:])}
     if shapes != wanted:
         raise ValueError(f"{objective} needs {wanted}, the tensors are {shapes}")
-    return arrays[_ONE_ARRAY] if [*wanted] == [_ONE_ARRAY] else {n: arrays[n] for n in wanted}
+    nameless = objective.own_layout is not None and not objective.own_layout.names
+    return arrays[_ONE_ARRAY] if nameless else {name: arrays[name] for name in wanted}

@@ -9,7 +9,7 @@ from typing import Any
 
 from sparkdist.errors import InvalidCall
 
-__all__ = ["get", "names", "unknown"]
+__all__ = ["get", "meant", "names", "unknown"]
 
 
 def names(family: ModuleType) -> list[str]:
@@ -34,8 +34,13 @@ def get(family: ModuleType, name: str) -> Any:
     return getattr(module, public)
 
 
-def unknown(name: str, known: Sequence[str]) -> str:
-    """Say that there is no such name, and which there are."""
-    close = difflib.get_close_matches(name, known, n=1)
-    hint = f" Did you mean {close[0]!r}?" if close else ""
-    return f"there is no {name!r}; there are {', '.join(known)}.{hint}"
+def unknown(name: Any, known: Sequence[str], kind: str = "") -> str:
+    """Say that there is no such name, which there are, and what may have been meant."""
+    what = f"{kind} {name!r}" if kind else repr(name)
+    return f"there is no {what}; there are {', '.join(known)}{meant(name, known)}"
+
+
+def meant(name: Any, known: Sequence[str]) -> str:
+    """Ask for the known name that is close to another one; nothing where none is."""
+    close = difflib.get_close_matches(name, known, n=1) if isinstance(name, str) else []
+    return f". Did you mean {close[0]!r}?" if close else ""

@@ -167,13 +167,15 @@ class Result(OptimizeResult):  # type: ignore[misc]  # SciPy has no types
         return self.history.plot(f"{self.method}: {self.fun:.8g} after {after}")
 
 
+#: The share by which gradients of batches may leave the objective above that of a good start.
+_NOISE = 0.1
 #: Status and message of a run that has seen every row in every epoch.
 SEEN = 0, "every row has been seen in every epoch"
 
 
 def end_of_epochs(fun: float, start: float) -> tuple[int, str]:
     """The same for a run whose objective is known, now and at its start: it may have diverged."""
-    if math.isfinite(fun) and fun <= start + 1e-9 * abs(start):  # sums differ by their order
+    if math.isfinite(fun) and fun <= start + _NOISE * abs(start):
         return SEEN
     return 3, (
         f"the objective is {fun:.6g}, and was {start:.6g} at the start: lower the rate, or bring"

@@ -328,7 +328,7 @@ def test_it_is_refused_where_pushes_are_summed_or_of_several_reads():
     with pytest.raises(InvalidCall, match="cannot be damped"):
         Descent(adaptive_revision(), damping=lambda delay: 1.0)
     find = model_server._several_reads
-    for worker in (downpour(n_push=2), downpour(4, 4), downpour(2, rate=0.1), local_sgd(2)):
+    for worker in (downpour(n_push=2), downpour(4, 4), downpour(2, local_rate=0.1), local_sgd(2)):
         assert find(adagrad(), worker) == []
         (problem,) = find(adaptive_revision(), worker)
         assert "gradients of one batch at the server's own parameters; the worker is" in problem

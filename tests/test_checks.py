@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from sparkdist import registry, solvers
-from sparkdist.checks import find_problems
+from sparkdist.checks import find_problems, problems_of_names
 from sparkdist.layout import Layout
 from sparkdist.objectives import Hinge, Logistic, SquaredHinge, UserLoss
 from sparkdist.penalties import L1, L2, ElasticNet
@@ -184,3 +184,32 @@ def test_a_loss_with_a_kink_is_no_problem_and_a_warning(caplog):
         assert problems(loss=Hinge()) == []
     (message,) = caplog.messages
     assert message.startswith("Hinge has no gradient at its kink: a solver may stop short")
+
+
+@pytest.mark.parametrize(
+    ("known", "name", "hint"),
+    [
+        (["memory"], "memroy", ". Did you mean 'memory'?"),
+        (["memory"], "lr", ""),
+        (["alpha", "rate", "updater"], "lr", ". The rate is rate=0.1, for instance"),
+        (
+            ["steps", "inner", "updater"],
+            "lr",
+            ". The rate is inner=sparkdist.updaters.sgd(0.1)",
+        ),
+        (["updater"], "learning_rate", ". The rate is updater=sparkdist.updaters.sgd(0.1), for"),
+        (["updater"], "C", ". A penalty is penalty=sparkdist.L2(1e-3), for instance"),
+        (["memory"], "maxIter", ". Did you mean 'max_iter'?"),
+    ],
+)
+def test_what_may_have_been_meant_by_a_name(known, name, hint):
+    (told,) = problems_of_names("it", [name], known)
+    assert told.startswith(f"it has no option {name!r}; it has {', '.join(known)}{hint}")
+    (bare,) = problems_of_names("it", [name], known, door=())
+    assert repr(name) not in bare.partition("; ")[2]
+
+
+@pytest.mark.parametrize("method", [None, 5, ["lbfgs"]])
+def test_a_method_that_is_no_name_is_told(method):
+    (told,) = problems(method=method)
+    assert told == f"there is no method {method!r}; {METHODS}"

@@ -266,7 +266,7 @@ WRONG: list[tuple[str, str]] = [
     ("--method sgd --memory cloud", "memory is 'cloud'; it must be 'host' or 'server'"),
     ("--codec float16", "lbfgs has no option 'codec'; it has memory"),
     ("--method sgd --codec zip", "there is no 'zip'; there are "),
-    ("--method sgd --seconds 0", "seconds must be a finite number > 0; it is 0.0"),
+    ("--method sgd --seconds 0", "seconds must be a number of seconds > 0; it is 0.0"),
     ("--method sgd --resume nowhere", "resume is 'nowhere', where there are no checkpoints"),
 ]
 

@@ -13,7 +13,7 @@ import pytest
 from numpy.testing import assert_allclose
 from pyspark.sql import SparkSession
 
-from sparkdist import L2, Comparison, Dataset, Logistic, compare
+from sparkdist import L2, Comparison, Dataset, Logistic, ResidentEngine, compare
 from sparkdist.blocks import Array, Block, Partial
 from sparkdist.comparison import Curve, thinned
 from sparkdist.errors import InvalidCall
@@ -160,7 +160,7 @@ def test_n3_a_sleep_in_the_loss_changes_hardware_efficiency_alone(data):
         (["gd"], {"target": True}, "target is True; it must be a value of the objective"),
         (["gd"], {"objective": "logitic"}, "gd: there is no 'logitic'"),
         (["gd"], {"callback": 3}, "gd: callback is 3; it must be a function"),
-        (["gd"], {"intercept": "no"}, "gd: intercept is 'no'; it must be True or False"),
+        (["gd"], {"intercept": "no"}, "gd: intercept must be True or False; it is 'no'"),
     ],
     ids=str,
 )
@@ -171,6 +171,16 @@ def test_what_cannot_be_compared_is_told_before_anything_runs(
     with counted_jobs(spark.sparkContext) as jobs, pytest.raises(InvalidCall) as error:
         compare(methods=methods, **given)
     assert error.value.problems[0].startswith(problem) and jobs == []
+
+
+@pytest.mark.spark
+def test_an_engine_of_its_own_and_names_that_can_be_read_once(data):
+    names = (name for name in ["weights"])
+    options = {"intercept": True, "penalty": L2(1.0), "unpenalized": names}
+    methods = {"a": {"method": "lbfgs"}, "b": {"method": "lbfgs"}}
+    found = compare("logistic", data, methods, 0.3, engine=ResidentEngine(data), **options)
+    a, b = found.curves
+    assert a.fun == b.fun
 
 
 @pytest.mark.spark

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 from pyspark.sql import SparkSession
 
@@ -144,11 +145,18 @@ def test_a_comparison_that_cannot_be_made_is_told(methods, target, sentence, spa
     assert problem.startswith(sentence)
 
 
+def test_names_of_columns_may_be_in_anything_that_lists_them(spark):
+    df = spark.createDataFrame([(1.0, 2.0, 0.0)], ["a", "b", "label"])
+    names = pd.DataFrame(columns=["a", "b"]).columns
+    for features in (names, np.array(["a", "b"]), dict(a=1, b=2), (c for c in "ab"), ("a", "b")):
+        with Dataset.from_dataframe(df, features) as data:
+            assert data.features == ["a", "b"] and data.n_features == 2
+
+
 @pytest.mark.parametrize(
     ("columns", "problem"),
     [
         ({"features": 5}, "features must be the name of a column, or a list of names; it is 5"),
-        ({"features": (c for c in "ab")}, "features must be the name of a column, or a list"),
         ({"features": ["a", None]}, "features must be the name of a column, or a list of names"),
         ({"label": ["label"]}, "label and weight must be names of columns; one is ['label']"),
         ({"weight": 3}, "label and weight must be names of columns; one is 3"),
@@ -192,7 +200,14 @@ def test_a_server_of_a_session_that_was_stopped_says_so(start, folder):
     rows = spark.sparkContext.parallelize([1.0], 1)
     with ModelServer(np.zeros(1)) as server, DeepDist(np.zeros(1)) as dd:
         spark.stop()
-        with pytest.raises(InvalidCall, match="the session that it was started in was stopped"):
+        with pytest.raises(InvalidCall, match="the session of the data was stopped"):
             server.train(rows, lambda model, batch: model)
-        with pytest.raises(InvalidCall, match="the session that it was started in was stopped"):
+        with pytest.raises(InvalidCall, match="the session of the data was stopped"):
             dd.train(rows, lambda model, batch: model, lambda model, update: None)
+        again = start("local[1]", folder).sparkContext.parallelize([1.0], 1)
+        with pytest.raises(InvalidCall, match="the session that its server was started in was"):
+            server.train(again, lambda model, batch: model)
+        with pytest.raises(InvalidCall, match="the session that its server was started in was"):
+            dd.train(again, lambda model, batch: model, lambda model, update: None)
+        # What has been learnt is there.
+        assert (server.model, dd.model, server.status()["version"]) == (0.0, 0.0, 0)

@@ -94,6 +94,7 @@ def test_rules_by_hand():
     assert allowed(whole(0)) == [0, 1, 2, 10**400]
     assert allowed(whole(1, 2)) == [1, 2]
     assert allowed(flag) == [True]
+    assert flag(np.True_) is True and flag(np.False_) is False
     assert allowed(optional(whole(2, 9))) == [2, None]
 
 

@@ -104,6 +104,11 @@ def test_rows_of_a_dataframe_are_taken_by_name():
     assert_array_equal([*X.T, y, weight], [[5, 6], [1, 0], [1, 0.25]])
 
 
+def test_more_fields_than_the_three_do_no_harm():
+    row = Row(id=7, features=[5.0], label=1.0, weight=0.5)
+    assert [part.tolist() for part in stack(blocks(row))[1:]] == [[1.0], [0.5]]
+
+
 def test_two_fields_are_features_and_label_whatever_they_are_called():
     assert_array_equal(stack(blocks(Row(x=[5.0], y=1.0)))[1], [1.0])
 

@@ -88,8 +88,8 @@ ARGUMENTS = [
         "lbfgs has no option 'regParam'; it has memory. A penalty is penalty=sparkdist.L2(1e-3),"
         " for instance",
     ),
-    ({"intercept": "no"}, "intercept is 'no'; it must be True or False"),
-    ({"deterministic": 1}, "deterministic is 1; it must be True or False"),
+    ({"intercept": "no"}, "intercept must be True or False; it is 'no'"),
+    ({"deterministic": 1}, "deterministic must be True or False; it is 1"),
     ({"callback": 3}, "callback is 3; it must be a function, or None"),
     ({"method": "gd", "memory": 5}, "gd has no option 'memory'; it has step_rule, step"),
     ({"method": "newton_cg", "x": 5}, "newton_cg has no option 'x'; it has none"),
@@ -176,7 +176,7 @@ def test_columns_are_named_of_a_dataframe_only(spark, plain, rdd):
         ({"batch_size": "x"}, "batch_size must be a whole number >= 1; it is 'x'"),
         ({"epochs": 2.5}, "epochs must be a whole number >= 1; it is 2.5"),
         ({"patience": None}, "patience must be a number of seconds > 0; it is None"),
-        ({"seconds": "x"}, "seconds must be a finite number > 0; it is 'x'"),
+        ({"seconds": "x"}, "seconds must be a number of seconds > 0; it is 'x'"),
         ({"port": "x"}, "port is 'x'; it must be a number from 1 to 65535, a pair"),
     ],
 )

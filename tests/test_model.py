@@ -136,11 +136,29 @@ def test_columns_of_a_pandas_frame_are_taken_by_name():
     frame = pd.DataFrame(X, columns=names).assign(label=1.0)
     for given in (frame[["label", "d", "b", "a", "c"]], pd.DataFrame(X)):  # no names: by position
         assert_allclose(model.scores(given), model.scores(X), rtol=1e-13)
-    with pytest.raises(InvalidCall, match=r"no columns \['d'\], which the model was trained on"):
+    with pytest.raises(InvalidCall) as error:
         model.predict(frame.drop(columns="d"))
+    (problem,) = error.value.problems
+    assert problem.startswith("there are no columns ['d'], which the model was trained on; there")
+    masked = frame.assign(_mask=1.0)  # a name, and no mask
+    assert_allclose(model.scores(masked), model.scores(X), rtol=1e-13)
 
 
-@pytest.mark.parametrize("parameters", [np.arange(3.0), {"w": np.ones((2, 3)), "b": np.array(7.0)}])
+@pytest.mark.parametrize("name", NAMES)
+def test_of_no_rows_there_are_no_predictions(name):
+    model = fitted(registry.get(objectives, name)(), intercept=True)
+    assert model.predict(np.zeros((0, D))).shape == (0,)
+
+
+@pytest.mark.parametrize(
+    "parameters",
+    [
+        np.arange(3.0),
+        {"w": np.ones((2, 3)), "b": np.array(7.0)},
+        {"parameters": np.arange(3.0)},
+    ],
+    ids=["array", "dict", "of one"],
+)
 def test_ones_own_loss_saves_its_parameters_and_predicts_nothing(parameters, tmp_path):
     loss = UserLoss(lambda w, X, y: (0.0, w), Layout.of(parameters))
     model = Model(loss, parameters, 3, features=["a", "b", "c"], metrics={"auc": 0.5})
@@ -149,9 +167,9 @@ def test_ones_own_loss_saves_its_parameters_and_predicts_nothing(parameters, tmp
     assert back.objective.layout == loss.layout
     found = back.parameters
     if isinstance(parameters, dict):
-        assert list(found) == ["w", "b"]
-        assert_array_equal(found["w"], parameters["w"])
-        assert_array_equal(found["b"], 7.0)
+        assert list(found) == list(parameters)
+        for name, array in parameters.items():
+            assert_array_equal(found[name], array)
     else:
         assert_array_equal(found, parameters)
     for one in (model, back):

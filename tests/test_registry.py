@@ -55,9 +55,9 @@ def test_a_new_file_is_found_without_another_edit(family, tmp_path):
     ("name", "problem"),
     [
         ("zebr", "there is no 'zebr'; there are ant, zebra. Did you mean 'zebra'?"),
-        ("_shared", "there is no '_shared'; there are ant, zebra."),
-        ("", "there is no ''; there are ant, zebra."),
-        ("os.path", "there is no 'os.path'; there are ant, zebra."),
+        ("_shared", "there is no '_shared'; there are ant, zebra"),
+        ("", "there is no ''; there are ant, zebra"),
+        ("os.path", "there is no 'os.path'; there are ant, zebra"),
     ],
 )
 def test_an_unknown_name_lists_the_known_ones(family, name, problem):

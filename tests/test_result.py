@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from numpy.testing import assert_allclose, assert_array_equal
 from scipy.optimize import OptimizeResult
 
-from sparkdist.result import History, Result, TrainingHistory
+from sparkdist.result import History, Result, TrainingHistory, end_of_epochs
 
 ENTRIES = [(0.5, 1, 4.0, 1.0), (0.75, 3, 2.0, 0.5), (1.5, 4, 1.0, 0.25)]
 
@@ -121,6 +121,26 @@ def test_without_matplotlib_the_message_says_what_to_install(monkeypatch):
 def test_a_result_of_the_model_server_shows_itself():
     shown = repr(Result(x=np.array([1.0]), fun=1.5, staleness={0: 3, 12: 1}))
     assert "1.5" in shown and "12: 1" in shown
+
+
+@pytest.mark.parametrize(
+    ("fun", "start", "status"),
+    [
+        (0.5, 0.7, 0),
+        (0.521242, 0.521241, 0),  # the noise of batches around the minimum
+        (-2.0, -1.9, 0),
+        (0.8, 0.7, 3),
+        (1e199, 1.0, 3),
+        (np.inf, 1.0, 3),
+        (np.nan, 1.0, 3),
+        (0.0, 0.0, 0),
+        (0.1, 0.0, 3),
+    ],
+)
+def test_a_run_that_ends_far_above_its_start_has_diverged(fun, start, status):
+    found, message = end_of_epochs(fun, start)
+    assert found == status
+    assert (f"is {fun:.6g}, and was {start:.6g} at the start" in message) == (status == 3)
 
 
 def test_a_plot_of_training_shows_loss_and_staleness():

@@ -322,6 +322,25 @@ def test_r17_calls_that_were_over_are_not_made_again(data: Dataset, tmp_path: Pa
     assert_array_equal(program(resume=tmp_path).x, undisturbed.x)
 
 
+def test_r17_a_call_that_was_over_may_come_before_one_that_had_pushed_nothing(
+    spark: SparkSession, tmp_path: Path
+) -> None:
+    """The books are those of the second call, in which no row has been seen yet."""
+    rows = spark.sparkContext.parallelize([1.0, 2.0], 2)
+
+    def program(second: Any, **options: Any) -> Any:
+        with ModelServer(np.zeros(1), checkpoint="every", **options) as server:
+            return [server.train(rows, one) for one in (toward, second)][-1]
+
+    with pytest.raises(PassFailed, match="division by zero"):
+        program(lambda model, batch: 1 / 0, folder=tmp_path)
+    assert program(toward, resume=tmp_path).success
+
+
+def toward(model: Array, batch: list[float]) -> Array:
+    return np.array([sum(model[0] - x for x in batch)])
+
+
 def test_what_cannot_be_resumed_is_refused_before_anything_is_changed(
     data: Dataset, tmp_path: Path
 ) -> None:

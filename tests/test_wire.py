@@ -434,6 +434,20 @@ def test_a_long_vector_is_sparse_by_a_sample_of_it(row):
         assert sparse_if_shorter(1.0 - touched.astype("<f4")) is None
 
 
+def test_a_sample_does_not_walk_down_one_column():
+    """4,096 rows of 256 of which the first column is touched: every 256th element is one of it."""
+    column = np.zeros((4096, 256), np.float32)
+    column[:, 0] = 1.0
+    assert sparse_if_shorter(column.ravel()) is not None
+
+
+def test_of_a_dense_vector_few_elements_are_looked_at(monkeypatch):
+    seen = []
+    monkeypatch.setattr(np, "count_nonzero", lambda array: seen.append(array.size) or array.size)
+    assert sparse_if_shorter(np.ones(1 << 20)) is None
+    assert len(seen) == 1 and seen[0] <= 1 << 12
+
+
 def test_a_short_vector_is_sent_as_it_is():
     assert sparse_if_shorter(np.zeros(1023)) is None
     assert sparse_if_shorter(np.zeros(1024)) is not None

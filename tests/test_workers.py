@@ -189,7 +189,7 @@ def test_synchronous_workers_of_different_length_end_together():
 @pytest.mark.parametrize(("n_fetch", "n_push"), [(1, 1), (1, 3), (3, 1), (4, 2), (2, 5), (3, 4)])
 def test_fetches_and_pushes_are_where_the_paper_has_them(n_fetch, n_push):
     work = Work([random_block(64, D, 4)], 8, 3, 0, n_push)
-    found = run_workers(new_store(sgd(0.2), asp(), 1), [work], n_fetch=n_fetch, rate=0.05)
+    found = run_workers(new_store(sgd(0.2), asp(), 1), [work], n_fetch=n_fetch, local_rate=0.05)
     server, step = np.zeros(D), 0
     for clock in range(work.total):
         accrued, weights = np.zeros(D), 0.0

@@ -43,7 +43,7 @@ class UserLoss(Objective):
     InvalidCall
         If the function cannot be called like this; from ``value_and_grad``, if what it
         returns is not a pair of a number and a gradient with the model's names and shapes, or
-        are means: those of some rows are looked at once, and of their halves.
+        are means: those of some rows are looked at once in a task, and of their halves.
     """
 
     function: LossFunction

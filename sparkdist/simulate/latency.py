@@ -157,15 +157,15 @@ def _intensity(seed: int, number: int) -> float:
     return float(stream.gamma(3.232, 0.451))
 
 
-def _row(values: Any) -> list[float]:
-    found = [plain(value) for value in values] if isinstance(values, Iterable) else []
+def _row(values: Any) -> tuple[float, ...]:
+    found = tuple(plain(value) for value in values) if isinstance(values, Iterable) else ()
     if not found or not all(0 <= value < inf for value in found):
         raise ValueError(f"must be finite numbers >= 0, at least one; it is {values!r:.80}")
     return found
 
 
-def _rows(values: Any) -> list[list[float]]:
-    if not isinstance(values, Iterable) or not (rows := [_row(row) for row in values]):
+def _rows(values: Any) -> tuple[tuple[float, ...], ...]:
+    if not isinstance(values, Iterable) or not (rows := tuple(_row(row) for row in values)):
         raise ValueError(f"must be a list of numbers for each worker; it is {values!r:.80}")
     return rows
 

@@ -29,6 +29,10 @@ _PARTS: list[tuple[str, type, str]] = [
 ]
 
 
+#: What :func:`sparkdist.simulate.simulate` has for all methods, beside those of the training.
+_OF_CALL = ("w0", "workers", "latency", "network", "service", "deaths", "until", "points", "record")
+
+
 @dataclass(frozen=True)
 class Training:
     """The arguments of a call that say what is trained and how; see :func:`simulate`."""
@@ -84,7 +88,9 @@ class Training:
             return registry.get(methods, "downpour")()
         make = registry.get(methods, self.method)
         own = inspect.signature(make).parameters
-        problems += problems_of_names(self.method, self.options, list(own))
+        problems += problems_of_names(
+            self.method, self.options, list(own), [*_OF_CALL, *vars(self)]
+        )
         with collect(problems):
             return make(**{name: value for name, value in self.options.items() if name in own})
         return registry.get(methods, "downpour")()

@@ -7,6 +7,7 @@ from typing import Any
 
 from sparkdist.checks import find_problems, problems_of_callback
 from sparkdist.errors import InvalidCall
+from sparkdist.fields import flag
 from sparkdist.objectives import Objective
 from sparkdist.problem import as_objective
 from sparkdist.spark.engines.resident import ResidentEngine
@@ -36,11 +37,11 @@ def problems_of_call(
 ) -> tuple[Objective | None, list[str]]:
     """Return the objective, None if there is none, and a sentence for each problem."""
     loss, problems = _objective_or_problems(objective, w0)
-    problems += [
-        f"{name} is {value!r}; it must be True or False"
-        for name, value in (("intercept", intercept), ("deterministic", deterministic))
-        if not isinstance(value, bool)
-    ]
+    for name, value in (("intercept", intercept), ("deterministic", deterministic)):
+        try:
+            flag(value)
+        except ValueError as error:
+            problems.append(f"{name} {error}")
     problems += problems_of_callback(callback) + find_problems(
         loss, method, penalty, bounds, options, tol=tol, max_iter=max_iter, on_server=NAMES
     )

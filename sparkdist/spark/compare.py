@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from math import isfinite
+from math import isnan
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -76,12 +76,14 @@ def compare(
     """
     refuse_connect(data)
     columns = {name: options.pop(name) for name in _COLUMNS if name in options}
+    options = dict(_listed(options))
     named, problems = _named(methods)
     calls = {
-        name: {"method": name, "progress": False, **options, **own} for name, own in named.items()
+        name: {"method": name, "progress": False, **options, **_listed(own)}
+        for name, own in named.items()
     }
-    problems += problems_of_data(data, columns) + _problems_of_calls(objective, w0, calls)
-    if not isfinite(plain(target)):
+    problems += problems_of_data(data, columns) + _problems_of_calls(objective, data, w0, calls)
+    if isnan(plain(target)):
         problems.append(f"target is {target!r}; it must be a value of the objective")
     if problems:
         raise InvalidCall("compare", problems)
@@ -112,7 +114,14 @@ def _named(methods: Any) -> tuple[Mapping[str, Mapping[str, Any]], list[str]]:
     return {name: own for name, own in named.items() if name not in wrong}, problems
 
 
-def _problems_of_calls(objective: Any, w0: Any, calls: Mapping[str, Call]) -> list[str]:
+def _listed(options: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Make a list of names that could be gone through once only: more than one call wants them."""
+    names = options.get("unpenalized", ())
+    once = isinstance(names, Iterator)
+    return {**options, "unpenalized": list(names)} if once else options
+
+
+def _problems_of_calls(objective: Any, data: Any, w0: Any, calls: Mapping[str, Call]) -> list[str]:
     """Say what is wrong with any of the calls: the first ones may take an hour."""
     problems = []
     for name, call in calls.items():
@@ -120,7 +129,7 @@ def _problems_of_calls(objective: Any, w0: Any, calls: Mapping[str, Call]) -> li
         found = [f"{role} is the same for all methods" for role in shared]
         apart = (*shared, "progress", "unpenalized")
         asked = {option: value for option, value in call.items() if option not in apart}
-        _, more = problems_of_call(objective, w0, **asked)
+        _, more = problems_of_call(objective, w0, data=data, **asked)
         problems += [f"{name}: {problem}" for problem in [*found, *more]]
     return problems
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from numbers import Integral
 from typing import Any
 
 from pyspark import RDD, SparkConf, SparkContext
@@ -57,7 +58,8 @@ def bind_host(context: SparkContext, host: str) -> str:
 def ports_of(port: Any, problems: list[str]) -> tuple[int, int]:
     """Return the first and the last of a range of ports; what is none is added to ``problems``."""
     first, last = port if isinstance(port, tuple | list) and len(port) == 2 else (port, port)
-    if type(first) is type(last) is int:
+    if all(isinstance(n, Integral) and not isinstance(n, bool) for n in (first, last)):
+        first, last = int(first), int(last)
         if (first, last) == ANY_PORT or 1 <= first <= last <= 65535:
             return first, last
     rule = "it must be a number from 1 to 65535, a pair (first, last), or 0 for any that is free"

@@ -19,7 +19,7 @@ class downpour(Worker):
     ::
 
         every n_fetch batches:  w <- the server's
-        each batch:             g <- gradient(w);  accrued += g;  w <- w - rate mean(g)
+        each batch:             g <- gradient(w);  accrued += g;  w <- w - local_rate mean(g)
         at the end of a unit:   push accrued
 
     A unit has n_push batches, the last one of an epoch perhaps fewer: it is flushed.  Where the
@@ -30,7 +30,7 @@ class downpour(Worker):
     ----------
     n_fetch, n_push
         Batches between fetches, and between pushes.
-    rate
+    local_rate
         Step of the local descent between fetches; 0 for none.
 
     Source: Dean et al., Large Scale Distributed Deep Networks, NIPS 2012, section 4.1 and
@@ -39,10 +39,10 @@ class downpour(Worker):
 
     n_fetch: int = 1
     n_push: int = 1
-    rate: float = 0.0
+    local_rate: float = 0.0
 
     def __post_init__(self) -> None:
-        settle(self, n_push=whole(1), n_fetch=whole(1), rate=not_negative)
+        settle(self, n_push=whole(1), n_fetch=whole(1), local_rate=not_negative)
 
     def misfits(self, *, in_rounds: bool, takes_gradients: bool) -> list[str]:
         """Refuse to fetch less often than to push: a round takes gradients of its own version."""
@@ -60,7 +60,7 @@ class downpour(Worker):
 
     def __call__(self, client: ParameterClient, partition: int, units: Units) -> None:
         """Work through a partition's units."""
-        n_fetch, rate = self.n_fetch, self.rate
+        n_fetch, rate = self.n_fetch, self.local_rate
         at = client.join(partition)
         w: Array | None = None
         age = 0  # batches since w was fetched

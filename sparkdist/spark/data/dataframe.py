@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -25,6 +25,7 @@ __all__ = [
     "how_to_name",
     "ingested_dataframe",
     "leaks",
+    "listed",
     "plan_columns",
     "refuse_no_names",
 ]
@@ -52,6 +53,7 @@ def plan_columns(
 
     ``scalars`` are the label, and perhaps the weight; ``problems`` what is known to be wrong.
     """
+    features = listed(features)
     refuse_no_names(caller, features, scalars, problems)
     names = [features] if isinstance(features, str) else list(features)
     types = {field.name: field.dataType for field in df.schema}
@@ -75,12 +77,18 @@ def refuse_no_names(
         for name in scalars
         if not isinstance(name, str)
     ]
-    is_list = isinstance(features, list | tuple) and all(isinstance(f, str) for f in features)
+    is_list = isinstance(features, list) and all(isinstance(f, str) for f in features)
     if not (isinstance(features, str) or is_list):
         rule = "features must be the name of a column, or a list of names"
         found.insert(0, f"{rule}; it is {features!r:.80}")
     if found:
         raise InvalidCall(caller, [*problems, *found])
+
+
+def listed(features: Any) -> Any:
+    """Return one name as it is, and of several a list: they may come as an Index, or once only."""
+    several = isinstance(features, Iterable) and not isinstance(features, str)
+    return list(features) if several else features
 
 
 def leaks(names: Sequence[str], scalars: Sequence[str]) -> list[str]:

@@ -18,7 +18,7 @@ from sparkdist.blocks import Block, Matrix
 from sparkdist.errors import BadData, InvalidCall, PassFailed
 from sparkdist.objectives import Objective
 from sparkdist.spark.data import parquet, sources
-from sparkdist.spark.data.dataframe import handle_of_row, ingested_dataframe
+from sparkdist.spark.data.dataframe import handle_of_row, ingested_dataframe, listed
 from sparkdist.spark.data.found import merge_labels, refuse_bad
 from sparkdist.spark.data.from_rows import blocks_of_elements
 from sparkdist.spark.data.ingest import Handle, keep
@@ -166,7 +166,7 @@ class Dataset:
         kind = sources.find_dtype(dtype, problems)
         sources.refuse_not_dataframe(df, problems)
         scalars = [label] if weight is None else [label, weight]
-        name = _new_name()
+        name, features = _new_name(), listed(features)
         rows = ingested_dataframe(df, features, scalars, name, kind, problems)
         return cls(rows, name, features, kind, handle_of_row)
 
@@ -210,6 +210,7 @@ class Dataset:
         kind = sources.find_dtype(dtype, problems)
         context = sources.context_of_session("from_parquet", spark, problems)
         n = sources.find_count(n_partitions, context.defaultParallelism, problems)
+        features = listed(features)
         reader, splits = parquet.plan(path, features, label, weight, n, problems)
         return cls._ingest(context.parallelize(splits, n), reader.blocks, kind, features)
 

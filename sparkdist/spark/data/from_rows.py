@@ -75,7 +75,7 @@ def _parts(element: Any, row: int) -> tuple[Any, Any, Any]:
 def _refuse_other_names(names: Sequence[str], row: int) -> None:
     """Refuse a Row whose third number nobody said to be a weight, or not to be one."""
     roles = {"features", "label", "weight"}
-    if len(names) > 2 and set(names) != roles:
+    if len(names) > 2 and not roles <= set(names):
         raise BadRow(
             row,
             f"has the fields {list(names)}, of which one may be the weight: give the DataFrame"

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 from numpy.typing import DTypeLike
 from pyspark.ml.linalg import Vectors
@@ -22,7 +25,7 @@ _SUFFIXES = {".parquet": "parquet", ".csv": "csv", ".csv.gz": "csv"}
 
 def read_dataset(
     spark: SparkSession,
-    data: str,
+    data: str | Path,
     kind: str | None = None,
     *,
     features: str | Sequence[str] | None = None,
@@ -40,6 +43,7 @@ def read_dataset(
     """
     problems: list[str] = []
     context_of_session("read", spark, problems)
+    data = _as_text(data)
     find_count(n_partitions, 1, problems)
     if _embedded(data) and (features, label, weight, n_features) != (None, "label", None, None):
         rule = "takes no features, label, weight or n_features: its rows are vectors and labels"
@@ -51,20 +55,21 @@ def read_dataset(
         return Dataset.from_arrays(spark, X, y, n_partitions=n_partitions, dtype=dtype)
     kind = kind or _guess(data)
     if kind == "parquet" and "*" not in data:
-        columns = features or "features"
+        columns = "features" if features is None else features
         return Dataset.from_parquet(spark, data, columns, label, weight, n_partitions, dtype)
     df = read_dataframe(spark, data, kind, n_features=n_features)
     if n_partitions is not None:
         df = df.repartition(n_partitions)
-    columns = features or default_features(df, kind, [label, weight])
+    columns = default_features(df, kind, [label, weight]) if features is None else features
     return Dataset.from_dataframe(df, columns, label, weight, dtype)
 
 
 def read_dataframe(
-    spark: SparkSession, data: str, kind: str | None = None, *, n_features: int | None = None
+    spark: SparkSession, data: str | Path, kind: str | None = None, *, n_features: int | None = None
 ) -> DataFrame:
     """Read ``data`` as a DataFrame, lazily where Spark can."""
     context_of_session("read", spark)
+    data = _as_text(data)
     if _embedded(data):
         return _embedded_dataframe(spark, *_embedded(data))
     kind = kind or _guess(data)
@@ -87,11 +92,15 @@ def default_features(
     return [name for name in numeric if name not in not_features]
 
 
+def _as_text(data: Any) -> str:
+    if isinstance(data, str | os.PathLike):
+        return os.fspath(data)
+    rule = "data must be a path, or the name of an embedded data set"
+    raise InvalidCall("read", [f"{rule}; it is {data!r:.80}"])
+
+
 def _embedded(data: str) -> tuple[str, str] | tuple[()]:
     """Name and split of an embedded data set, nothing for a path."""
-    if not isinstance(data, str):
-        rule = "data must be a path, or the name of an embedded data set"
-        raise InvalidCall("read", [f"{rule}; it is {data!r:.80}"])
     name, _, split = data.partition("-")
     if name in datasets.names() and split in ("", "train", "test"):
         return name, split or "train"

@@ -224,8 +224,10 @@ class ModelServer(Face):
         Returns
         -------
         Result
-            ``fun`` and ``jac`` are those of one more pass over all rows, at the server's final
-            parameters (of a ``gradient`` only if it returns losses); ``counts`` says what
+            ``fun`` and ``jac`` are those of a pass over all rows at the server's final parameters
+            (of a ``gradient`` only if it returns losses).  Another one, at those of the start,
+            tells whether the run has diverged: ``success`` is False, with status 3, where ``fun``
+            is not finite, or above the start's by more than a tenth of it.  ``counts`` says what
             became of the pushes, ``staleness`` how old the parameters of each had been.
 
         Raises

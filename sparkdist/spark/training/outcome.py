@@ -101,7 +101,7 @@ def of_rows(
 
 def refuse_no_rows(serving: Serving, watch: Watch) -> None:
     """Raise BadData where a run on the user's own rows has met none: it is over at once."""
-    if not watch.stopped and not serving.status()["counts"].get("received"):
+    if watch.ran and not watch.stopped and not serving.status()["counts"].get("received"):
         raise BadData("the data has no rows")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import tempfile
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from pyspark import SparkConf
 
 from sparkdist.blocks import Array
 from sparkdist.errors import InvalidCall
-from sparkdist.fields import flag, optional, positive, read_fields, whole
+from sparkdist.fields import flag, number, optional, read_fields, whole
 from sparkdist.server.checkpoint import holds_checkpoints, read_newest
 from sparkdist.server.rules import Rule
 from sparkdist.spark.network import encryption_of, ports_of
@@ -45,7 +46,7 @@ class ServerOptions:
     def problems(self) -> list[str]:
         """Find what is wrong with them: a sentence for each problem."""
         rules = {"restarts": whole(0), "skip_not_finite": flag, "plaintext": flag}
-        problems = read_fields(self, seconds=positive, **rules)
+        problems = read_fields(self, seconds=_seconds, **rules)
         if self.checkpoint not in _CHECKPOINTS:
             problems.append(f"checkpoint is {self.checkpoint!r}; it must be one of {_CHECKPOINTS}")
         places = dict.fromkeys(("folder", "resume", "certificate", "key"), optional(_path))
@@ -124,7 +125,10 @@ class ServerOptions:
         return None if self.certificate is None else Path(self.certificate).read_text()
 
 
-def _path(value: object) -> str | Path:
-    if isinstance(value, str | Path):
+_seconds = number("a number of seconds > 0", lambda x: x > 0)
+
+
+def _path(value: object) -> str | os.PathLike[str]:
+    if isinstance(value, str | os.PathLike):
         return value
     raise ValueError(f"must be a path; it is {value!r}")

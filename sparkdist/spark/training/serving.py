@@ -134,9 +134,6 @@ class Serving:
         if self._stack is None:
             problem = "its server is not running; use it in a `with`"
             raise InvalidCall("the model server", [problem])
-        if has_stopped(self.context):
-            problem = "the session that it was started in was stopped; make a new server"
-            raise InvalidCall("the model server", [problem])
         return self._supervisor
 
     def _page(self, token: str | None) -> str:
@@ -170,8 +167,11 @@ class Serving:
         Raises
         ------
         InvalidCall
-            In another thread's run, or in a callback of one.
+            In another thread's run, or in a callback of one; and without a session.
         """
+        if has_stopped(self.context):
+            problem = "the session that its server was started in was stopped; make a new server"
+            raise InvalidCall("train", [problem])
         if not self._turn.acquire(blocking=False):
             problem = "a run of its server goes on; wait for its end, or make another server"
             raise InvalidCall("train", [problem])
@@ -230,6 +230,7 @@ class Serving:
         run = self._begin(n_workers, plan, loop.state_bytes)
         if run is None:
             return
+        watch.ran = True
         address = Address(*self._where, self._token, run, self._options.certificate_text())
         self._refuse_unreachable(address, loop.patience)
         for_workers = Plan(address, self._entries, make_units, loop)
@@ -348,6 +349,8 @@ class Watch:
     ):
         self._bar, self._callback, self._began = bar, callback, time.perf_counter()
         self.history, self.stopped, self.memories_lost = TrainingHistory(), False, 0
+        #: There was a run: a program that is resumed makes calls again that were over.
+        self.ran = False
 
     @property
     def seconds(self) -> float:

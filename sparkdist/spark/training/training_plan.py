@@ -55,9 +55,7 @@ def worker_of(worker: Any, *of_downpour: Any) -> tuple[Worker, list[str]]:
     with collect(problems):
         own = downpour(*of_downpour)
     if problems:
-        rate = "rate "  # of downpour, which has no other
-        told = [f"local_{one}" if one.startswith(rate) else one for one in problems]
-        return downpour(), told
+        return downpour(), problems
     if worker is None:
         return own, []
     if not isinstance(worker, Worker):
