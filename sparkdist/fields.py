@@ -17,6 +17,7 @@ from sparkdist.errors import InvalidCall
 __all__ = [
     "Rule",
     "below_1",
+    "checked",
     "collect",
     "flag",
     "not_negative",
@@ -33,14 +34,20 @@ __all__ = [
 Rule: TypeAlias = Callable[[Any], Any]
 
 
+def checked(name: str, value: Any, rule: Rule, problems: list[str]) -> Any:
+    """Return what the rule makes of a value; what is wrong with it is added to ``problems``."""
+    try:
+        return rule(value)
+    except ValueError as error:
+        problems.append(f"{name} {error}")
+        return value
+
+
 def read_fields(member: Any, **rules: Rule) -> list[str]:
     """Put what the rules return into the fields; say what is wrong with them."""
-    problems = []
+    problems: list[str] = []
     for name, rule in rules.items():
-        try:
-            object.__setattr__(member, name, rule(getattr(member, name)))
-        except ValueError as error:
-            problems.append(f"{name} {error}")
+        object.__setattr__(member, name, checked(name, getattr(member, name), rule, problems))
     return problems
 
 

@@ -339,6 +339,14 @@ def test_a_file_that_is_not_all_of_a_record_is_refused(tmp_path, change):
         read_record(tmp_path / "elsewhere")
 
 
+def test_what_is_no_record_is_refused():
+    for events in (5, [(1, 2)]):
+        with pytest.raises(InvalidCall, match="events must be those of a record: "):
+            replay(events, "logistic", (np.eye(2), np.ones(2)), workers=1)
+    with pytest.raises(InvalidCall, match="points must be a whole number >= 1; it is -1"):
+        replay([], "logistic", (np.eye(2), np.ones(2)), workers=1, points=-1)
+
+
 @pytest.mark.parametrize(
     ("more", "message"),
     [

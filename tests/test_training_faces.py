@@ -350,6 +350,9 @@ def test_what_cannot_be_resumed_is_refused_before_anything_is_changed(
         ModelServer(np.zeros(D), folder=tmp_path)
     with pytest.raises(InvalidCall, match="there are no checkpoints"):
         ModelServer(np.zeros(D), resume=tmp_path / "nowhere")
+    for wrong, said in ((3, "folder must be a path; it is 3"), (__file__, "which is a file")):
+        with pytest.raises(InvalidCall, match=said):
+            ModelServer(np.zeros(D), folder=wrong)
     with pytest.raises(InvalidCall, match=r"has 4 parameters in float64; the model 7"):
         ModelServer(np.zeros(7), resume=tmp_path).__enter__()
     with pytest.raises(InvalidCall, match="another updater"):

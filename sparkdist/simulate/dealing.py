@@ -9,7 +9,7 @@ import numpy as np
 from scipy.sparse import csr_array, issparse
 
 from sparkdist.blocks import Block, all_finite, reals
-from sparkdist.fields import whole
+from sparkdist.fields import checked, whole
 
 __all__ = ["deal"]
 
@@ -24,10 +24,7 @@ def deal(
         if not _fit(data, problems):
             return [], []
         return data, [[part] for part in data]
-    try:
-        n_workers = whole(1)(workers)
-    except ValueError as error:
-        problems.append(f"workers {error}")
+    n_workers = checked("workers", workers, whole(1), problems)
     if not isinstance(data, tuple) or len(data) not in (2, 3):
         problems.append("data must be (X, y) or (X, y, weight), or a list of a Block a worker")
     if problems:

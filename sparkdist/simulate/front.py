@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike
 from sparkdist.codecs import Codec
 from sparkdist.consistency import Consistency
 from sparkdist.errors import InvalidCall
-from sparkdist.fields import plain, whole
+from sparkdist.fields import plain
 from sparkdist.problem import Penalty
 from sparkdist.result import Result
 from sparkdist.server.record import Event, Recorder
@@ -123,13 +123,8 @@ def simulate(
         clip, damping, batch_size, epochs, seed, options,
     )  # fmt: skip
     conditions = _conditions(latency, network, service, deaths)
-    problems = [] if plain(until) >= 0 else [f"until must be a number >= 0; it is {until!r}"]
-    try:
-        points = whole(1)(points)
-    except ValueError as error:
-        problems.append(f"points {error}")
-    if problems:
-        raise InvalidCall("simulate", problems)
+    if not plain(until) >= 0:
+        raise InvalidCall("simulate", [f"until must be a number >= 0; it is {until!r}"])
     scene = Scene("simulate", objective, data, w0, workers, training, points)
 
     def after_push(engine: Engine) -> None:

@@ -66,7 +66,11 @@ class Replay:
             At the first event that does not follow from those before it.
         """
         try:
-            for number, event in enumerate(Event(*event) for event in events):
+            read = [Event(*event) for event in events]
+        except TypeError as error:
+            raise InvalidCall("replay", [f"events must be those of a record: {error}"]) from None
+        try:
+            for number, event in enumerate(read):
                 self.seconds = event.seconds
                 try:
                     self._play(event)

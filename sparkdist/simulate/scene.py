@@ -10,6 +10,7 @@ from numpy.typing import ArrayLike
 
 from sparkdist.blocks import Array, Block, Partial
 from sparkdist.errors import BadData, InvalidCall
+from sparkdist.fields import checked, whole
 from sparkdist.layout import type_of
 from sparkdist.model import Model, ensemble_of, labels_of
 from sparkdist.objectives import Objective, UserLoss
@@ -57,20 +58,20 @@ class Scene:
         loss = as_objective(objective, w0)
         problems: list[str] = []
         method = training.made(problems)
-        whole, parts = deal(data, workers, problems)
+        rows, parts = deal(data, workers, problems)
+        self._points, self._pushes = checked("points", points, whole(1), problems), 0
         if problems:
             raise InvalidCall(caller, problems)
-        self._engine = _InMemory(whole)
-        self.problem = _pose(caller, loss, whole, w0, training)
+        self._engine = _InMemory(rows)
+        self.problem = _pose(caller, loss, rows, w0, training)
         dtype = type_of(w0)
         self.name, self._ensemble = training.method, method.worker.ensemble
-        labels = np.concatenate([block.y for block in whole])
-        self._of_data = whole[0].X.shape[1], labels_of(loss, labels)
+        labels = np.concatenate([block.y for block in rows])
+        self._of_data = rows[0].X.shape[1], labels_of(loss, labels)
         self.desk, self.loop = stage(caller, self.problem, training, method, parts, dtype)
         plan = Epochs(training.batch_size, training.epochs, training.seed, method.worker)
         self.crew = [BlockUnits(loss, part, p, plan, dtype) for p, part in enumerate(parts)]
         self.history = SimulatedHistory()
-        self._points, self._pushes = points, 0
         self._total = max(1, sum(units.total for units in self.crew))
         self.look(0.0, 0)
 

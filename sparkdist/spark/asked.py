@@ -7,7 +7,7 @@ from typing import Any
 
 from sparkdist.checks import find_problems, problems_of_callback
 from sparkdist.errors import InvalidCall
-from sparkdist.fields import flag
+from sparkdist.fields import checked, flag
 from sparkdist.objectives import Objective
 from sparkdist.problem import as_objective
 from sparkdist.spark.engines.resident import ResidentEngine
@@ -38,10 +38,7 @@ def problems_of_call(
     """Return the objective, None if there is none, and a sentence for each problem."""
     loss, problems = _objective_or_problems(objective, w0)
     for name, value in (("intercept", intercept), ("deterministic", deterministic)):
-        try:
-            flag(value)
-        except ValueError as error:
-            problems.append(f"{name} {error}")
+        checked(name, value, flag, problems)
     problems += problems_of_callback(callback) + find_problems(
         loss, method, penalty, bounds, options, tol=tol, max_iter=max_iter, on_server=NAMES
     )

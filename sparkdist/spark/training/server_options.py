@@ -69,10 +69,9 @@ class ServerOptions:
                 problems.append(f"{name} is {str(path)!r}, where there is no file")
         if self.resume is not None and not holds_checkpoints(Path(self.resume)):
             problems.append(f"resume is {str(self.resume)!r}, where there are no checkpoints")
-        if self.folder is not None and holds_checkpoints(Path(self.folder)):
-            cure = "resume=... goes on with them; a new run needs another folder"
-            problems.append(f"folder is {str(self.folder)!r}, which has checkpoints: {cure}")
-        return problems
+        return (
+            problems if self.folder is None else problems + _problems_of_folder(Path(self.folder))
+        )
 
     def refuse_bypassed_encryption(self, conf: SparkConf, host: str) -> None:
         """Raise InvalidCall, or warn, where Spark encrypts and this server would not."""
@@ -126,6 +125,15 @@ class ServerOptions:
 
 
 _seconds = number("a number of seconds > 0", lambda x: x > 0)
+
+
+def _problems_of_folder(folder: Path) -> list[str]:
+    if folder.is_file():
+        return [f"folder is {str(folder)!r}, which is a file"]
+    if not holds_checkpoints(folder):
+        return []
+    cure = "resume=... goes on with them; a new run needs another folder"
+    return [f"folder is {str(folder)!r}, which has checkpoints: {cure}"]
 
 
 def _path(value: object) -> str | os.PathLike[str]:
