@@ -77,7 +77,7 @@ def refuse_no_names(
         for name in scalars
         if not isinstance(name, str)
     ]
-    is_list = isinstance(features, list) and all(isinstance(f, str) for f in features)
+    is_list = isinstance(features, list | tuple) and all(isinstance(f, str) for f in features)
     if not (isinstance(features, str) or is_list):
         rule = "features must be the name of a column, or a list of names"
         found.insert(0, f"{rule}; it is {features!r:.80}")

@@ -69,9 +69,7 @@ class ServerOptions:
                 problems.append(f"{name} is {str(path)!r}, where there is no file")
         if self.resume is not None and not holds_checkpoints(Path(self.resume)):
             problems.append(f"resume is {str(self.resume)!r}, where there are no checkpoints")
-        return (
-            problems if self.folder is None else problems + _problems_of_folder(Path(self.folder))
-        )
+        return problems + ([] if self.folder is None else _problems_of_folder(Path(self.folder)))
 
     def refuse_bypassed_encryption(self, conf: SparkConf, host: str) -> None:
         """Raise InvalidCall, or warn, where Spark encrypts and this server would not."""
