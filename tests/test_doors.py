@@ -10,7 +10,16 @@ import pandas as pd
 import pytest
 from pyspark.sql import SparkSession
 
-from sparkdist import Dataset, DeepDist, Logistic, ModelServer, SparkModel, compare, minimize
+from sparkdist import (
+    Dataset,
+    DeepDist,
+    Logistic,
+    ModelServer,
+    SparkModel,
+    compare,
+    minimize,
+    read_dataset,
+)
 from sparkdist.errors import InvalidCall
 from tests.job_count import counted_jobs
 
@@ -151,6 +160,20 @@ def test_names_of_columns_may_be_in_anything_that_lists_them(spark):
     for features in (names, np.array(["a", "b"]), dict(a=1, b=2), (c for c in "ab"), ("a", "b")):
         with Dataset.from_dataframe(df, features) as data:
             assert data.features == ["a", "b"] and data.n_features == 2
+
+
+def test_an_embedded_data_set_has_the_columns_that_it_has(spark, tmp_path):
+    with read_dataset(spark, "a9a-test", features="features", label="label") as data:
+        assert data.n_features == 123
+    for role, name in (("features", "x"), ("label", "y"), ("weight", "w")):
+        said = f"a9a-test has no column '{name}' for {role}: its rows are features and label"
+        with pytest.raises(InvalidCall, match=said):
+            read_dataset(spark, "a9a-test", **{role: name})
+    with pytest.raises(InvalidCall, match="data must be a path, or the name of an embedded"):
+        read_dataset(spark, None)
+    (tmp_path / "rows.csv").write_text("a,label\n1.0,0\n2.0,1\n")
+    with read_dataset(spark, tmp_path / "rows.csv") as data:
+        assert data.n_rows == 2
 
 
 @pytest.mark.parametrize(

@@ -25,8 +25,7 @@ def problems_of_data(data: Any, columns: Mapping[str, Any] | None = None) -> lis
     """Find what is wrong with the data; ``columns`` are those that were named, by their role."""
     if not isinstance(data, Dataset | DataFrame | RDD):
         return [f"data is {describe(data)}; it must be a Dataset, a DataFrame or an RDD"]
-    context = data.context if isinstance(data, Dataset) else context_of(data)
-    if has_stopped(context):
+    if not isinstance(data, Dataset) and has_stopped(context_of(data)):
         return ["the session of the data was stopped"]
     if columns and not isinstance(data, DataFrame):
         named, kind = ", ".join(columns), type(data).__name__

@@ -45,9 +45,8 @@ def read_dataset(
     context_of_session("read", spark, problems)
     data = _as_text(data)
     find_count(n_partitions, 1, problems)
-    if _embedded(data) and (features, label, weight, n_features) != (None, "label", None, None):
-        rule = "takes no features, label, weight or n_features: its rows are vectors and labels"
-        problems.append(f"{data} {rule}")
+    if _embedded(data):
+        problems += _misnamed(data, features, label, weight)
     if problems:
         raise InvalidCall("read", problems)
     if _embedded(data):
@@ -90,6 +89,16 @@ def default_features(
         return "features"
     numeric = [field.name for field in df.schema if isinstance(field.dataType, NumericType)]
     return [name for name in numeric if name not in not_features]
+
+
+def _misnamed(data: str, features: Any, label: Any, weight: Any) -> list[str]:
+    """Say which columns an embedded data set does not have."""
+    there = ("features", features, "features"), ("label", label, "label"), ("weight", weight, None)
+    return [
+        f"{data} has no column {name!r} for {role}: its rows are features and label"
+        for role, name, own in there
+        if name not in (None, own)
+    ]
 
 
 def _as_text(data: Any) -> str:
