@@ -28,13 +28,13 @@ every_dtype = pytest.mark.parametrize("dtype", ["<f4", "<f8"])
 def frame(header, payload=b"", **changed):
     """A frame by hand, whose checksum fits whatever its header says."""
     text = header if isinstance(header, bytes) else json.dumps(header).encode()
-    body = text + payload
+    of_payload = struct.pack("<Q", xxhash.xxh3_64_intdigest(payload))
     prelude = {
         **{"magic": b"SPKD", "version": 1, "zero": 0, "n_header": len(text), "zero2": 0},
-        **{"n_payload": len(payload), "checksum": xxhash.xxh3_64_intdigest(body)},
+        **{"n_payload": len(payload), "checksum": xxhash.xxh3_64_intdigest(text + of_payload)},
         **changed,
     }
-    return struct.pack("<4sHHIIQQ", *prelude.values()) + body
+    return struct.pack("<4sHHIIQQ", *prelude.values()) + text + payload
 
 
 def listing(*arrays, fields=None):
@@ -446,6 +446,13 @@ def test_of_a_dense_vector_few_elements_are_looked_at(monkeypatch):
     monkeypatch.setattr(np, "count_nonzero", lambda array: seen.append(array.size) or array.size)
     assert sparse_if_shorter(np.ones(1 << 20)) is None
     assert len(seen) == 1 and seen[0] <= 1 << 12
+
+
+def test_a_message_has_the_digest_of_its_payload():
+    arrays = {"a": np.arange(3.0), "b": np.arange(2.0, dtype=np.float32)}
+    found = decode(encode({"x": 1}, entries_of(arrays), arrays.values()))
+    joined = b"".join(array.tobytes() for array in arrays.values())
+    assert found.digest == xxhash.xxh3_64_intdigest(joined)
 
 
 def test_a_short_vector_is_sent_as_it_is():

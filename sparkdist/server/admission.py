@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import xxhash
-
 from sparkdist import wire
 from sparkdist.blocks import all_finite
 from sparkdist.errors import BadGradient
@@ -25,7 +23,7 @@ def admit(store: Store, message: wire.Message, n_bytes: int) -> Push | Answer:
     Refusal, DecodeError
         For one that is no push of this run at all.
     """
-    digest, state = xxhash.xxh3_64_intdigest(message.payload), None
+    digest, state = message.digest, None
     if most := store.state_bytes:
         message, state = wire.without_state(message)
         if state is not None and state.nbytes > most:
