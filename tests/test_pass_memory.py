@@ -60,15 +60,21 @@ def test_memory_is_flat_over_many_passes(data: Dataset, spark: SparkSession) -> 
         for i in range(passes):
             engines[i % 2].value_and_grad(Logistic(), np.full(WEIGHTS, 1e-3 * i))
 
+    def growth() -> dict[str, float]:
+        before = footprint(data, spark)
+        run(PASSES)
+        after = footprint(data, spark)
+        assert after["broadcast files"] == before["broadcast files"]
+        return {name: after[name] - before[name] for name in before}
+
     run(10)  # to a steady state
-    before = footprint(data, spark)
-    run(PASSES)
-    after = footprint(data, spark)
-    # One vector kept in each pass of one engine would be 32 MB (160 MB at full strength).
+    # One vector kept in each pass of one engine would be 32 MB (160 MB at full strength), each
+    # time; the allocator of a process in which other tests have been takes some once.
     allowed = 0.25 * PASSES * WEIGHTS_MB
-    grown = {name: after[name] - before[name] for name in before}
-    assert all(growth < allowed for growth in grown.values()), grown
-    assert after["broadcast files"] == before["broadcast files"]
+    rounds = []
+    while not rounds or (len(rounds) < 3 and max(rounds[-1].values()) >= allowed):
+        rounds.append(growth())
+    assert max(rounds[-1].values()) < allowed, rounds
 
 
 def footprint(data: Dataset, spark: SparkSession) -> dict[str, float]:
