@@ -98,11 +98,11 @@ def as_objective(objective: Any, w0: Any) -> Objective:
     if w0 is None:
         problem = "w0 is missing: it tells sparkdist the shape of your function's parameters"
         raise InvalidCall("minimize", [problem])
-    return UserLoss(objective, _read(w0)[0])
+    return UserLoss(objective, _layout_of(w0))
 
 
-def _read(w0: Any) -> tuple[Layout, Array]:
-    """Return layout and vector of a model.
+def _layout_of(w0: Any) -> Layout:
+    """Return the layout of a model.
 
     Raises
     ------
@@ -111,13 +111,13 @@ def _read(w0: Any) -> tuple[Layout, Array]:
     """
     try:
         layout = Layout.of(w0)
-        flat = layout.flatten(w0)
+        layout.flatten(w0)  # are its arrays numbers?
         if not layout.shapes:
             raise ValueError("it has no arrays")
     except (TypeError, ValueError) as error:
         rule = "it must be an array of numbers, or a dict of named ones"
         raise InvalidCall("minimize", [f"w0 is {w0!r:.80}; {rule}: {error}"]) from error
-    return layout, flat
+    return layout
 
 
 def pose(
@@ -183,7 +183,7 @@ def _start(w0: Any, layout: Layout, problems: list[str]) -> Array:
     if w0 is None:
         return np.zeros(layout.size)
     try:
-        given, _ = _read(w0)
+        given = _layout_of(w0)
     except InvalidCall as error:
         problems += error.problems
         return np.zeros(layout.size)
